@@ -1,0 +1,1 @@
+"""An in-flight call and how it is interrupted."""

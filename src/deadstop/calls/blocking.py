@@ -1,0 +1,328 @@
+"""Interrupting a thread's call: the network backend, its streams, and the hook on the HTTP transport.
+
+A blocked thread can't be interrupted; its socket can. From another thread `socket.shutdown(SHUT_RDWR)` ends a
+blocked read or write within a millisecond, where every `close()` leaves it blocked until the read timeout
+(measured; see docs/decisions). So every network stream knows the call that is using it just now.
+"""
+
+from __future__ import annotations
+
+import _thread
+import threading
+import time
+from typing import Any, Callable, Iterable, Iterator, Optional
+
+from deadstop.calls import connect
+from deadstop.calls.call import Call, Interruption, current_call
+from deadstop.calls.pool import (
+    CALL,
+    core_of,
+    hook_pool,
+    lock_is_free,
+    pools_of,
+    recast,
+    reclaim,
+    renew,
+    retire,
+    wake_waiter,
+)
+from deadstop.calls.sockets import Owned
+from deadstop.calls.streamed import exchange_blocking
+from deadstop.core.model import Interrupted, Phase
+
+__all__ = ["hook_client", "reset_client"]
+
+
+class _Stream(Owned):
+    """A blocking network stream that a cancel can reach."""
+
+    def read(self, max_bytes: int, timeout: Optional[float] = None) -> bytes:
+        if self._multiplexed:
+            return self._read_multiplexed(max_bytes, timeout)
+        call = self._owner
+        if call is None:
+            return self._inner.read(max_bytes, timeout)  # type: ignore[no-any-return]
+        if call.cancelled:
+            raise Interruption(call)
+        if call.phase is Phase.SENDING:
+            call.request_sent()
+        try:
+            data: bytes = self._inner.read(max_bytes, call.timeout(timeout))
+        except Exception:
+            if call.cancelled:
+                raise Interruption(call) from None
+            raise
+        if call.cancelled:
+            raise Interruption(call)
+        return data
+
+    def write(self, buffer: bytes, timeout: Optional[float] = None) -> None:
+        call = current_call.get()
+        if call is None:
+            if self._owner is not None:
+                self.take(None)
+            self._inner.write(buffer, timeout)
+            return
+        if self._owner is not call and not self._multiplexed:
+            self.take(call)
+        call.sending(self._multiplexed)
+        try:
+            self._inner.write(buffer, timeout)
+        except Exception:
+            if call.cancelled:
+                raise Interruption(call) from None
+            raise
+        if call.cancelled:
+            raise Interruption(call)
+
+    def _read_multiplexed(self, max_bytes: int, timeout: Optional[float]) -> bytes:
+        # The socket carries the calls of other threads too: wake this thread only, and leave the socket alone.
+        call = current_call.get()
+        if call is not None:
+            connect.wait_readable(call, self._inner.get_extra_info("socket"), timeout)
+        return self._inner.read(max_bytes, timeout)  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        self.closing()
+        self._inner.close()
+
+    def start_tls(self, ssl_context: Any, server_hostname: Optional[str] = None, timeout: Any = None) -> _Stream:
+        call = current_call.get()
+        if call is None:
+            inner = self._inner.start_tls(ssl_context, server_hostname, timeout)
+        else:
+            inner = self._handshake(call, ssl_context, server_hostname, timeout)
+        return _Stream(inner, self._core)
+
+    def _handshake(self, call: Call, ssl_context: Any, server_hostname: Optional[str], timeout: Any) -> Any:
+        self.take(call)
+        call.phase = Phase.HANDSHAKING
+        began = time.monotonic()
+        try:
+            call.check()
+            inner = connect.start_tls(
+                call, self, self._inner, self._core, ssl_context, server_hostname, timeout
+            )
+            self.let_go(call)
+            call.check()
+        except BaseException as error:
+            self.close()
+            if call.cancelled and isinstance(error, Exception):
+                raise Interruption(call) from None
+            raise
+        call.note(tls=time.monotonic() - began)
+        return inner
+
+
+class _Backend:
+    """A network backend that connects so that a cancel can end it, in front of the pool's own."""
+
+    def __init__(self, inner: Any, core: Any) -> None:
+        self._inner = inner
+        self._core = core
+        self._own_connect = type(inner).__name__ == "SyncBackend" and type(inner).__module__.startswith("httpcore")
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: Optional[float] = None,
+        local_address: Optional[str] = None,
+        socket_options: Optional[Iterable[Any]] = None,
+    ) -> _Stream:
+        call = current_call.get()
+        if call is None or not self._own_connect:
+            inner = self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
+        else:
+            call.check()
+            sock = connect.connect_tcp(call, self._core, host, port, timeout, local_address, socket_options)
+            inner = connect.stream_of(self._core, sock)
+        return _Stream(inner, self._core)
+
+    def connect_unix_socket(
+        self, path: str, timeout: Optional[float] = None, socket_options: Optional[Iterable[Any]] = None
+    ) -> _Stream:
+        call = current_call.get()
+        if call is not None:
+            call.check()
+        return _Stream(self._inner.connect_unix_socket(path, timeout, socket_options), self._core)
+
+    def sleep(self, seconds: float) -> None:
+        call = current_call.get()
+        if call is None:
+            self._inner.sleep(seconds)
+        else:
+            call.sleep(seconds)
+
+
+def hook_client(http_client: Any) -> None:
+    """Prepare every transport of a sync HTTP client. Idempotent; changes nothing for calls that are not ours."""
+    for transport in (http_client._transport, *http_client._mounts.values()):
+        if transport is not None:
+            hook_transport(transport)
+
+
+def reset_client(http_client: Any) -> int:
+    """Give every transport fresh pools. How many were replaced."""
+    count = 0
+    for transport in (http_client._transport, *http_client._mounts.values()):
+        for pool in renew(transport):
+            count += 1
+            for connection in retire(pool):
+                connection.close()
+    return count
+
+
+def hook_transport(transport: Any) -> None:
+    """Prepare one sync transport (httpx or httpx2)."""
+    for pool in pools_of(transport):
+        hook_backend(pool)
+    recast(transport, _Transport)
+
+
+def hook_backend(pool: Any) -> None:
+    """Put our network backend in front of the pool's own. Idempotent."""
+    if not isinstance(pool._network_backend, _Backend):
+        pool._network_backend = _Backend(pool._network_backend, connect.core(core_of(pool)))
+        hook_pool(pool)
+
+
+class _Transport:
+    """Runs a call's exchanges so that they can be interrupted (mixin in front of an HTTP transport)."""
+
+    def handle_request(self, request: Any) -> Any:
+        call = current_call.get()
+        send: Callable[[Any], Any] = super().handle_request  # type: ignore[misc]
+        if call is None:
+            return send(request)
+        pools = list(pools_of(self))
+        for pool in pools:
+            hook_backend(pool)
+        call.begin_exchange(opaque=not pools)
+        request.extensions = {**request.extensions, CALL: call}
+        response = exchange_blocking(call, request, lambda one: _send(call, one, send, self))
+        if call.cancelled:
+            response.close()
+            raise Interruption(call)
+        return response
+
+
+def _send(call: Call, request: Any, send: Callable[[Any], Any], transport: Any) -> Any:
+    """One request through the pool. Whatever a cancelled call fails with becomes an `Interruption`."""
+    while True:
+        pools = list(pools_of(transport))
+        call.waker = lambda: _wake(pools, call)  # noqa: B023
+        call.completed = False
+        try:
+            with call.gate:
+                call.check()
+                response = send(request)
+        except BaseException as error:
+            stream, call.socket, call.waker = call.socket, None, None
+            if stream is not None:
+                stream.let_go(call)
+            for pool in pools:
+                finish = reclaim(pool, call)
+                if finish is not None:
+                    finish()
+            if call.cancelled and isinstance(error, Exception):
+                raise Interruption(call) from None
+            if call.requeue and isinstance(error, AssertionError):
+                call.requeue = False
+                continue
+            call.failed(error)
+            raise
+        call.waker = None
+        call.headers_read(response.status_code)
+        response.stream = _body(call, response.stream, pools)
+        return response
+
+
+def _wake(pools: list[Any], call: Call) -> None:
+    if call.phase is Phase.WAITING_FOR_POOL:
+        if call.interrupted is Interrupted.NOTHING:
+            call.interrupted = Interrupted.WAKE
+        for pool in pools:
+            wake_waiter(pool, call)
+
+
+_bodies: dict[type, type] = {}
+
+
+def _body(call: Call, inner: Any, pools: list[Any]) -> Any:
+    """Wrap a response's byte stream in our own, as an instance of the same package's `SyncByteStream`."""
+    for base in type(inner).__mro__:
+        if base.__name__ == "SyncByteStream":
+            cls = _bodies.get(base)
+            if cls is None:
+                cls = _bodies[base] = type("CallStream", (_Body, base), {})
+            return cls(call, inner, pools)
+    return _Body(call, inner, pools)
+
+
+class _Body:
+    """A response's bytes, until the cancel; then closed. Ends the call when it is closed after the hand-over."""
+
+    def __init__(self, call: Call, inner: Any, pools: list[Any]) -> None:
+        self._call = call
+        self._inner = inner
+        self._pools = pools
+        self._closed = False
+        call.closer = self._close_idle
+
+    def __iter__(self) -> Iterator[bytes]:
+        call = self._call
+        chunks = iter(self._inner)
+        while True:
+            with call.gate:
+                call.phase = Phase.READING
+                call.thread = threading.get_ident()
+                try:
+                    call.check()
+                    chunk = next(chunks, None)
+                    call.check()
+                except BaseException as error:
+                    self.close()
+                    if call.cancelled and isinstance(error, Exception):
+                        raise Interruption(call) from None
+                    raise
+                call.phase = Phase.BETWEEN_EVENTS
+            if chunk is None:
+                call.completed = True
+                return
+            yield chunk
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        call = self._call
+        stream, call.socket, call.closer = call.socket, None, None
+        if stream is not None:
+            # Before the connection goes back to the pool, where another call may take it at once (I9).
+            stream.let_go(call)
+        try:
+            self._inner.close()
+        finally:
+            if call.handed_over:
+                call.leave()
+
+    def _close_idle(self) -> bool:
+        """Close, unless a thread is reading: that one is being interrupted, and closes by itself."""
+        call = self._call
+        if not call.gate.acquire(blocking=False):
+            return False
+        try:
+            if all(lock_is_free(pool) for pool in self._pools):
+                self.close()
+                return True
+        finally:
+            call.gate.release()
+        # This very thread may hold a pool's lock (a signal handler, a destructor), and httpcore 1.0's is not
+        # reentrant. `_thread`, because starting a `threading.Thread` takes locks of its own.
+        _thread.start_new_thread(self._close_later, ())
+        return True
+
+    def _close_later(self) -> None:
+        with self._call.gate:
+            self.close()

@@ -1,0 +1,315 @@
+"""The handle that everything a call does notes itself on.
+
+A `Call` is one call of the SDK, its retries included. Whatever blocks on the call's behalf (a name lookup, a
+connect, a socket, a backoff) leaves a trace on the handle, so that whoever cancels knows what to interrupt.
+
+No lock is held across a cancel. The rule that makes it safe from any thread and from a signal handler:
+
+* the canceller first sets `cancelled`, then looks for what blocks;
+* the caller first notes what it is about to block on, then looks at `cancelled`.
+
+One of the two always sees the other.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol
+
+from deadstop.core.model import Attempt, CallFacts, Interrupted, Phase, ServerWork, Streamed
+from deadstop.calls.completion import Completion
+
+if TYPE_CHECKING:
+    from deadstop.errors import DeadstopError
+
+__all__ = ["Call", "Interruption", "current_call"]
+
+current_call: ContextVar[Optional[Call]] = ContextVar("deadstop_call", default=None)
+"""The call on whose behalf the current context talks to the network."""
+
+_ids = itertools.count(1)
+
+
+class Interruption(BaseException):
+    """Unwinds a cancelled call through the SDK.
+
+    Not an `Exception`: the SDK (1.0 to 3.x) turns any `Exception` raised below it into a connection error that it
+    retries, and a cancelled call must not be retried. It never reaches the user: the entry and the fence turn it
+    into `RunCancelledError`.
+    """
+
+    def __init__(self, call: Call) -> None:
+        super().__init__(f"call {call.id} was interrupted by a cancel")
+        self.call = call
+
+
+class Owner(Protocol):
+    """What a call belongs to: a run."""
+
+    def remove(self, call: Call) -> None:
+        """The call is over."""
+
+    def error(self, call: Call) -> DeadstopError:
+        """What the caller of the cancelled call gets."""
+
+
+class Call:
+    """One call of the SDK: where it is, and how to get it out of there.
+
+    `cancelled` is a plain attribute because it is read once per event. It only ever goes from False to True.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_attempt",
+        "_opaque",
+        "answer_within",
+        "cancelled",
+        "canceller",
+        "characters",
+        "chunks",
+        "closer",
+        "completed",
+        "finished",
+        "gate",
+        "handed_over",
+        "id",
+        "in_task",
+        "interrupted",
+        "left",
+        "memory",
+        "method",
+        "multiplexed",
+        "path",
+        "phase",
+        "phase_at_cancel",
+        "read_deadline",
+        "requeue",
+        "run",
+        "scope_waker",
+        "sent",
+        "socket",
+        "started",
+        "status",
+        "streamed",
+        "streamed_inside",
+        "thread",
+        "waker",
+    )
+
+    def __init__(
+        self,
+        run: Owner,
+        method: str,
+        path: str,
+        *,
+        streamed: bool,
+        streamed_inside: bool,
+        in_task: bool = False,
+        memory: Optional[dict[Any, Any]] = None,
+    ) -> None:
+        self.id = next(_ids)
+        self.run = run
+        self.method = method
+        self.path = path
+        self.started = time.monotonic()
+        self.phase = Phase.CREATED
+        self.phase_at_cancel: Optional[Phase] = None
+        self.cancelled = False
+        self.interrupted = Interrupted.NOTHING
+        self.sent = False  # the first byte of a request may have left
+        self.completed = False  # the whole answer was read
+        self.finished = False  # the value is on its way to the caller: too late for the fence
+        self.handed_over = False  # the SDK gave its caller a stream that is still being read
+        self.multiplexed = False  # HTTP/2: the socket carries other calls too
+        self.requeue = False  # reset(): leave the old pool's queue and ask the new pool
+        self.streamed = Streamed.ASKED if streamed else Streamed.PLAIN
+        self.streamed_inside = streamed_inside
+        self.status: Optional[int] = None
+        self.chunks = 0
+        self.characters = 0
+        self.answer_within: Optional[float] = None  # streamed inside: the time the whole answer may take
+        self.read_deadline: Optional[float] = None
+        self.thread = threading.get_ident()  # the thread that is (or was last) inside the transport
+        self.left = Completion()
+        # Held while a thread is inside the transport on the call's behalf. Whoever gets it may close the response.
+        self.gate = threading.Lock()
+        self.socket: Optional[Any] = None  # the network stream the call is on, if it has one to itself
+        self.waker: Optional[Callable[[], None]] = None  # wakes what blocks without a socket
+        self.scope_waker: Optional[Callable[[], None]] = None  # cancels the scope a task's request runs in
+        self.closer: Optional[Callable[[], bool]] = None  # closes an open response while nobody reads it
+        self.in_task = in_task
+        self.canceller: Any = None  # the cancellation that got here first
+        self.memory = {} if memory is None else memory  # what was learned of servers, for the client's life
+        self._opaque = False
+        self._attempt: dict[str, Any] = {}
+
+    # Interrupting
+
+    def interrupt(self) -> None:
+        """Close the fence and wake whatever the call is blocked on. Idempotent; never blocks; any thread.
+
+        The first time, it keeps on record where the call was.
+        """
+        if self.phase_at_cancel is None:
+            self.phase_at_cancel = self.phase
+        self.cancelled = True
+        stream = self.socket
+        if stream is not None and stream.interrupt(self):
+            self.interrupted = Interrupted.SOCKET
+        for waker in (self.waker, self.scope_waker):
+            if waker is not None:
+                waker()
+
+    def close_idle(self) -> bool:
+        """Close the open response of a call that nobody is reading just now, here or soon. Whether that is so."""
+        closer = self.closer
+        return closer is not None and closer()
+
+    def stopped(self) -> DeadstopError:
+        """The error for the caller of this cancelled call; its open response is closed on the way."""
+        self.close_idle()
+        return self.run.error(self)
+
+    def check(self) -> None:
+        """Raise `Interruption` if the call is cancelled."""
+        if self.cancelled:
+            raise Interruption(self)
+
+    def is_inside(self) -> bool:
+        """Whether a thread is inside the SDK on the call's behalf, not between two events of a stream."""
+        return not self.handed_over or self.gate.locked()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait for `seconds`, or until the call is cancelled: then raise `Interruption`. Blocks the thread."""
+        woken = threading.Event()
+        previous, self.phase = self.phase, Phase.BACKING_OFF
+        self.waker = woken.set
+        try:
+            if not self.cancelled:
+                woken.wait(seconds)
+        finally:
+            self.waker = None
+        if self.cancelled:
+            if self.interrupted is Interrupted.NOTHING:
+                self.interrupted = Interrupted.WAKE
+            raise Interruption(self)
+        self.phase = previous
+
+    # What the transports note
+
+    def timeout(self, seconds: Optional[float]) -> Optional[float]:
+        """The read timeout to use now: `seconds`, cut to what is left of the whole answer's (see `streamed`)."""
+        if self.read_deadline is None:
+            return seconds
+        left = max(self.read_deadline - time.monotonic(), 0.001)
+        return left if seconds is None else min(seconds, left)
+
+    def note(self, **facts: Any) -> None:
+        """Keep facts about the current attempt: dns, connect, tls, first_byte (seconds), request_id, error."""
+        self._attempt.update(facts)
+
+    def begin_exchange(self, *, opaque: bool) -> None:
+        """A request is about to enter the transport. Raises `Interruption` when it must not (I13)."""
+        self.check()
+        self._opaque = opaque
+        self.thread = threading.get_ident()
+        self._attempt = {"number": self._attempt.get("number", 0) + 1, "started": time.monotonic()}
+        self.phase = Phase.UNKNOWN if opaque else Phase.WAITING_FOR_POOL
+        self.sent = self.sent or opaque  # nobody tells us when an opaque transport sends
+        self.completed = False
+        self.read_deadline = None
+
+    def sending(self, multiplexed: bool) -> None:
+        """Bytes of the request are about to leave. Raises `Interruption` when they must not."""
+        self.waker = None
+        if self.cancelled:
+            raise Interruption(self)
+        self.phase = Phase.SENDING
+        self.multiplexed = multiplexed
+        self.sent = True
+
+    def request_sent(self) -> None:
+        """The request has left; the wait for the answer begins."""
+        self.phase = Phase.WAITING_FOR_HEADERS
+        if self.answer_within is not None:
+            self.read_deadline = time.monotonic() + self.answer_within
+
+    def headers_read(self, status: int) -> None:
+        """The answer has begun."""
+        self.status = status
+        self.phase = Phase.READING
+        self._attempt["first_byte"] = time.monotonic() - self._attempt["started"]
+
+    def failed(self, error: BaseException) -> None:
+        """The exchange ended with `error`."""
+        if isinstance(error, Exception):
+            self.note(error=f"{type(error).__name__}: {error}", ended=time.monotonic())
+
+    @property
+    def opaque(self) -> bool:
+        """Whether the transport offers nothing to interrupt: a mock, aiohttp, the user's own."""
+        return self._opaque
+
+    def leave(self) -> None:
+        """The call is over: it has left the transport and its caller is, or is about to be, free."""
+        if self.phase is not Phase.ENDED:
+            self.phase = Phase.ENDED
+            self.waker = self.scope_waker = None
+            self.closer = None
+            self.socket = None
+            self.left.set()
+            self.run.remove(self)
+
+    # What receipts tell
+
+    def server_work(self) -> ServerWork:
+        """What is known of the server's work on this call."""
+        if not self.sent or self.completed:
+            return ServerWork.STOPPED
+        if not self.left.is_set() or self.multiplexed or self._opaque:
+            return ServerWork.RUNS_ON if not self.left.is_set() else ServerWork.UNKNOWN
+        return ServerWork.UNKNOWN
+
+    def facts(self) -> CallFacts:
+        """The call as it stands now."""
+        released = self.left.is_set()
+        attempt = None
+        if self._attempt:
+            given = {"status": self.status, "ended": time.monotonic() if released else None}
+            attempt = Attempt(**{**given, **self._attempt})
+        how = self.interrupted
+        if how is Interrupted.NOTHING and self.cancelled:
+            how = Interrupted.FENCE if self.sent else Interrupted.NOT_STARTED
+        return CallFacts(
+            id=str(self.id),
+            method=self.method,
+            path=self.path,
+            phase=self.phase_at_cancel or self.phase,
+            interrupted=how,
+            streamed=self.streamed,
+            server_work=self.server_work(),
+            released=released,
+            socket_closed=released and not self.multiplexed and not self._opaque,
+            chunks=self.chunks,
+            characters=self.characters,
+            elapsed=time.monotonic() - self.started,
+            note=self._note(),
+            attempt=attempt,
+        )
+
+    def _note(self) -> Optional[str]:
+        if self.multiplexed:
+            return "HTTP/2: the connection carries other calls, so it was left open; only this call was taken off it."
+        if self._opaque:
+            return "The HTTP transport can't be interrupted from outside; the call was fenced."
+        if self.cancelled and self.sent and self.streamed in (Streamed.PLAIN, Streamed.REFUSED):
+            return "The answer was not streamed: most servers notice such a disconnect only when they are done."
+        return None
+
+    def __repr__(self) -> str:
+        flag = ", cancelled" if self.cancelled else ""
+        return f"<Call {self.id} {self.method} {self.path}: {self.phase}{flag}>"

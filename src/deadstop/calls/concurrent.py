@@ -1,0 +1,323 @@
+"""Interrupting a task's call: the network backend, its streams, and the hook on the HTTP transport.
+
+A task can be interrupted wherever it waits, so the entry puts a cancel scope around the whole request (see
+`deadstop.calls.entry`). What is left for this module: the time after the request has returned, when a stream is read
+by whatever task holds it. There a socket is shut down, as for a thread: it works from any thread, at once, and
+without a scope for each event. Only where a call has no socket to itself (HTTP/2, a transport of somebody else's) is
+each read put into a scope.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from typing import Any, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Optional
+
+import anyio
+
+from deadstop.calls.call import Call, Interruption, current_call
+from deadstop.calls.loops import Loop
+from deadstop.calls.pool import CALL, pools_of, recast, reclaim, renew, retire
+from deadstop.calls.sockets import Owned
+from deadstop.calls.streamed import exchange_concurrent
+from deadstop.core.model import Interrupted, Phase
+
+__all__ = ["hook_client", "interruptible", "reset_client"]
+
+
+@contextmanager
+def interruptible(call: Call) -> Iterator[anyio.CancelScope]:
+    """What runs inside is cancelled with the call, wherever it waits; then `Interruption` is raised here.
+
+    A native cancellation passes through untouched.
+    """
+    loop = Loop.current()
+    outer = call.scope_waker
+    with anyio.CancelScope() as scope:
+
+        def wake() -> None:
+            if call.interrupted is Interrupted.NOTHING:
+                call.interrupted = Interrupted.TASK
+            loop.call(scope.cancel)
+
+        call.scope_waker = wake
+        try:
+            call.check()
+            yield scope
+        finally:
+            call.scope_waker = outer
+    if scope.cancel_called:
+        raise Interruption(call)
+
+
+class _Stream(Owned):
+    """A network stream of a task that a cancel can reach."""
+
+    async def read(self, max_bytes: int, timeout: Optional[float] = None) -> bytes:
+        call = self._owner
+        if call is None:
+            return await self._inner.read(max_bytes, timeout)  # type: ignore[no-any-return]
+        if call.cancelled:
+            raise Interruption(call)
+        if call.phase is Phase.SENDING:
+            call.request_sent()
+        try:
+            data: bytes = await self._inner.read(max_bytes, call.timeout(timeout))
+        except Exception:
+            if call.cancelled:
+                raise Interruption(call) from None
+            raise
+        if call.cancelled:
+            raise Interruption(call)
+        return data
+
+    async def write(self, buffer: bytes, timeout: Optional[float] = None) -> None:
+        call = current_call.get()
+        if call is None:
+            if self._owner is not None:
+                self.take(None)
+            await self._inner.write(buffer, timeout)
+            return
+        if self._owner is not call and not self._multiplexed:
+            self.take(call)
+        call.sending(self._multiplexed)
+        try:
+            await self._inner.write(buffer, timeout)
+        except Exception:
+            if call.cancelled:
+                raise Interruption(call) from None
+            raise
+        if call.cancelled:
+            raise Interruption(call)
+
+    async def aclose(self) -> None:
+        self.closing()
+        await self._inner.aclose()
+
+    async def start_tls(self, ssl_context: Any, server_hostname: Optional[str] = None, timeout: Any = None) -> _Stream:
+        call = current_call.get()
+        began = time.monotonic()
+        if call is not None:
+            call.phase = Phase.HANDSHAKING
+        try:
+            inner = await self._inner.start_tls(ssl_context, server_hostname, timeout)
+        except BaseException:
+            # The pool has not seen this connection yet, so nobody else would close it.
+            with anyio.CancelScope(shield=True):
+                await self.aclose()
+            raise
+        if call is not None:
+            call.note(tls=time.monotonic() - began)
+        return _Stream(inner, self._core)
+
+
+class _Backend:
+    """Notes on the call what the pool's own network backend does. The scope around it ends it."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: Optional[float] = None,
+        local_address: Optional[str] = None,
+        socket_options: Optional[Iterable[Any]] = None,
+    ) -> _Stream:
+        call = current_call.get()
+        began = time.monotonic()
+        if call is not None:
+            call.check()
+            call.phase = Phase.CONNECTING
+        inner = await self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
+        if call is not None:
+            call.note(connect=time.monotonic() - began)
+        return _Stream(inner)
+
+    async def connect_unix_socket(
+        self, path: str, timeout: Optional[float] = None, socket_options: Optional[Iterable[Any]] = None
+    ) -> _Stream:
+        return _Stream(await self._inner.connect_unix_socket(path, timeout, socket_options))
+
+    async def sleep(self, seconds: float) -> None:
+        await self._inner.sleep(seconds)
+
+
+def hook_client(http_client: Any) -> None:
+    """Prepare every transport of an async HTTP client. Idempotent; changes nothing for calls that are not ours."""
+    for transport in (http_client._transport, *http_client._mounts.values()):
+        if transport is not None:
+            hook_transport(transport)
+
+
+async def reset_client(http_client: Any) -> int:
+    """Give every transport fresh pools. How many were replaced."""
+    count = 0
+    for transport in (http_client._transport, *http_client._mounts.values()):
+        for pool in renew(transport):
+            count += 1
+            for connection in retire(pool):
+                await connection.aclose()
+    return count
+
+
+def hook_transport(transport: Any) -> None:
+    """Prepare one async transport (httpx or httpx2)."""
+    for pool in pools_of(transport):
+        hook_backend(pool)
+    recast(transport, _Transport)
+
+
+def hook_backend(pool: Any) -> None:
+    """Put our network backend in front of the pool's own. Idempotent."""
+    if not isinstance(pool._network_backend, _Backend):
+        pool._network_backend = _Backend(pool._network_backend)
+
+
+class _Transport:
+    """Runs a call's exchanges so that they can be interrupted (mixin in front of an HTTP transport)."""
+
+    async def handle_async_request(self, request: Any) -> Any:
+        call = current_call.get()
+        send: Callable[[Any], Awaitable[Any]] = super().handle_async_request  # type: ignore[misc]
+        if call is None:
+            return await send(request)
+        pools = list(pools_of(self))
+        for pool in pools:
+            hook_backend(pool)
+        call.begin_exchange(opaque=not pools)
+        request.extensions = {**request.extensions, CALL: call}
+        response = await exchange_concurrent(call, request, lambda one: _send(call, one, send, self))
+        if call.cancelled:
+            await response.aclose()
+            raise Interruption(call)
+        return response
+
+
+async def _send(call: Call, request: Any, send: Callable[[Any], Awaitable[Any]], transport: Any) -> Any:
+    """One request through the pool. Whatever a cancelled call fails with becomes an `Interruption`."""
+    while True:
+        pools = list(pools_of(transport))
+        call.completed = False
+        try:
+            call.check()
+            response = await send(request)
+        except BaseException as error:
+            stream, call.socket = call.socket, None
+            if stream is not None:
+                stream.let_go(call)
+            await _reclaim(pools, call)
+            if call.requeue and isinstance(error, AssertionError):
+                call.requeue = False
+                continue
+            call.failed(error)
+            if call.cancelled and isinstance(error, Exception):
+                raise Interruption(call) from None
+            raise
+        call.headers_read(response.status_code)
+        response.stream = _body(call, response.stream, pools)
+        return response
+
+
+async def _reclaim(pools: list[Any], call: Call) -> None:
+    for pool in pools:
+        finish = reclaim(pool, call)
+        if finish is not None:
+            with anyio.CancelScope(shield=True):
+                await finish()
+
+
+_bodies: dict[type, type] = {}
+
+
+def _body(call: Call, inner: Any, pools: list[Any]) -> Any:
+    """Wrap a response's byte stream in our own, as an instance of the same package's `AsyncByteStream`."""
+    for base in type(inner).__mro__:
+        if base.__name__ == "AsyncByteStream":
+            cls = _bodies.get(base)
+            if cls is None:
+                cls = _bodies[base] = type("CallStream", (_Body, base), {})
+            return cls(call, inner, pools)
+    return _Body(call, inner, pools)
+
+
+class _Body:
+    """A response's bytes, until the cancel; then closed. Ends the call when it is closed after the hand-over."""
+
+    def __init__(self, call: Call, inner: Any, pools: list[Any]) -> None:
+        self._call = call
+        self._inner = inner
+        self._pools = pools
+        self._loop = Loop.current()
+        self._closed = False
+        self._busy = False
+        call.closer = self._close_soon
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        call = self._call
+        chunks = self._inner.__aiter__()
+        while True:
+            self._busy = True
+            call.phase = Phase.READING
+            try:
+                call.check()
+                if call.socket is None and call.scope_waker is None:
+                    with interruptible(call):
+                        chunk = await _next(chunks)
+                else:
+                    chunk = await _next(chunks)
+                call.check()
+            except BaseException as error:
+                with anyio.CancelScope(shield=True):
+                    await self.aclose()
+                if call.cancelled and isinstance(error, Exception):
+                    raise Interruption(call) from None
+                raise
+            finally:
+                self._busy = False
+            call.phase = Phase.BETWEEN_EVENTS
+            if chunk is None:
+                call.completed = True
+                return
+            yield chunk
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        call = self._call
+        stream, call.socket, call.closer = call.socket, None, None
+        if stream is not None:
+            # Before the connection goes back to the pool, where another call may take it at once (I9).
+            stream.let_go(call)
+        try:
+            await self._inner.aclose()
+        except BaseException:  # a second cancellation: take back what the pool could not
+            await _reclaim(self._pools, call)
+            raise
+        finally:
+            if call.handed_over:
+                call.leave()
+
+    def _close_soon(self) -> bool:
+        if self._busy:
+            return False
+        if not self._loop.spawn(self._close_idle) and self._call.handed_over:
+            self._call.leave()  # the loop is over, and its sockets with it
+        return True
+
+    async def _close_idle(self) -> None:
+        """Close, unless a task is reading: that one is being interrupted, and closes by itself."""
+        if not self._busy:
+            try:
+                await self.aclose()
+            except Exception as error:  # it runs as a task of its own: nobody else would see it
+                self._call.failed(error)
+
+
+async def _next(chunks: Any) -> Optional[bytes]:
+    try:
+        return await chunks.__anext__()  # type: ignore[no-any-return]
+    except StopAsyncIteration:
+        return None

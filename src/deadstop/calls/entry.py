@@ -1,0 +1,90 @@
+"""The one way in: `client.request`, through which every resource method of every SDK version passes.
+
+The SDK's backoff is here too. Its sleep can't be interrupted from outside, but how long it sleeps is asked of
+`_calculate_retry_timeout` in all versions: we wait there, interruptibly, and tell it to sleep no longer.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Awaitable, Callable, Optional
+
+import anyio
+
+from deadstop.calls import concurrent
+from deadstop.calls.call import Call, Interruption, current_call
+from deadstop.calls.fence import hand_over
+
+__all__ = ["retry_pause", "run_blocking", "run_concurrent"]
+
+log = logging.getLogger("deadstop")
+
+
+def run_blocking(call: Call, request: Callable[[], Any]) -> Any:
+    """Run one call of the SDK in this thread. Raises `RunCancelledError` if it is cancelled before it is done."""
+    token = current_call.set(call)
+    try:
+        call.check()
+        result = request()
+    except BaseException as error:
+        call.leave()
+        if call.cancelled and isinstance(error, (Interruption, Exception)):
+            raise call.stopped() from _reason(error)
+        raise
+    finally:
+        current_call.reset(token)
+    return _give(call, result)
+
+
+async def run_concurrent(call: Call, request: Callable[[], Awaitable[Any]]) -> Any:
+    """Run one call of the SDK in this task. Raises `RunCancelledError` if it is cancelled before it is done."""
+    token = current_call.set(call)
+    result = None
+    try:
+        with concurrent.interruptible(call):
+            result = await request()
+    except BaseException as error:
+        if result is not None:  # the cancel came between the answer and its delivery
+            await _close(result)
+        call.leave()
+        if call.cancelled and isinstance(error, (Interruption, Exception)):
+            raise call.stopped() from _reason(error)
+        raise
+    finally:
+        current_call.reset(token)
+    return _give(call, result)
+
+
+def _give(call: Call, result: Any) -> Any:
+    try:
+        return hand_over(call, result)
+    finally:
+        if call.cancelled:
+            # Whoever cancelled may have looked for an open response before there was one to find.
+            call.close_idle()
+
+
+def _reason(error: BaseException) -> Optional[Exception]:
+    return error if isinstance(error, Exception) else None
+
+
+async def _close(result: Any) -> None:
+    close = getattr(result, "close", None) or getattr(result, "aclose", None)
+    if close is not None:
+        with anyio.move_on_after(1, shield=True):
+            closing = close()
+            if hasattr(closing, "__await__"):
+                await closing
+
+
+def retry_pause(seconds: float) -> float:
+    """Wait before the SDK retries, as long as it would, and give what is left for it to sleep: nothing.
+
+    Outside of a call, or in a task (whose sleep can be cancelled), the wait stays the SDK's.
+    """
+    call = current_call.get()
+    if call is None or call.scope_waker is not None:
+        return seconds
+    log.debug("Call %s waits %.3f s before the SDK retries it.", call.id, seconds)
+    call.sleep(seconds)
+    return 0.0

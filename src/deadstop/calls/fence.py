@@ -1,0 +1,298 @@
+"""The fence: after the cancel nothing passes. No chunk, no line, no value.
+
+A read from the network may bring forty events, and the SDK hands them out one by one. So the flag is looked at for
+each of them, last of all before it is handed out: between that look and the caller's next line there is no point at
+which a thread of CPython 3.12 or later can lose its turn.
+"""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from typing import Any, AsyncIterator, Iterator, Optional
+
+from deadstop.calls.call import Call, Interruption
+from deadstop.calls.pool import recast
+
+__all__ = ["Fenced", "FencedAsync", "call_of", "fence_helper", "hand_over"]
+
+_CALL = "_deadstop_call"
+
+
+class Fenced:
+    """An iterator of a call's events that ends with the call's error once it is cancelled."""
+
+    __slots__ = ("_call", "_next", "owner")
+
+    def __init__(self, call: Call, inner: Any) -> None:
+        self._call = call
+        self._next = inner.__next__
+        self.owner: Any = None
+
+    def __iter__(self) -> Fenced:
+        return self
+
+    def __next__(self) -> Any:
+        call = self._call
+        if call.cancelled:
+            raise call.stopped()
+        try:
+            item = self._next()
+        except (Interruption, Exception) as error:
+            if call.cancelled:
+                raise call.stopped() from (error if isinstance(error, Exception) else None)
+            raise
+        call.chunks += 1
+        call.characters += characters_in(item)
+        if call.cancelled:
+            raise call.stopped()
+        return item
+
+    def close(self) -> None:
+        """What a generator would have: stop iterating. The response is closed by whoever owns it."""
+        close = getattr(getattr(self._next, "__self__", None), "close", None)
+        if close is not None:
+            close()
+
+
+class FencedAsync:
+    """`Fenced` for tasks."""
+
+    __slots__ = ("_call", "_next", "owner")
+
+    def __init__(self, call: Call, inner: Any) -> None:
+        self._call = call
+        self._next = inner.__anext__
+        self.owner: Any = None
+
+    def __aiter__(self) -> FencedAsync:
+        return self
+
+    async def __anext__(self) -> Any:
+        call = self._call
+        if call.cancelled:
+            raise call.stopped()
+        try:
+            item = await self._next()
+        except (Interruption, Exception) as error:
+            if call.cancelled:
+                raise call.stopped() from (error if isinstance(error, Exception) else None)
+            raise
+        call.chunks += 1
+        call.characters += characters_in(item)
+        if call.cancelled:
+            raise call.stopped()
+        return item
+
+    async def aclose(self) -> None:
+        """What an async generator would have: stop iterating."""
+        aclose = getattr(getattr(self._next, "__self__", None), "aclose", None)
+        if aclose is not None:
+            await aclose()
+
+
+def characters_in(event: Any) -> int:
+    """How many characters of text an SDK event brings. 0 for one that brings none, or of an unknown shape."""
+    try:
+        choices = getattr(event, "choices", None)
+        if choices is not None:
+            return len(choices[0].delta.content) if choices else 0
+        delta = event.delta
+        return len(delta) if isinstance(delta, str) else len(delta.text)
+    except (AttributeError, TypeError, IndexError):
+        return 0
+
+
+def hand_over(call: Call, result: Any) -> Any:
+    """What the call's caller gets: a value if the call is not cancelled, a fenced stream, a fenced response.
+
+    Raises the call's error when the cancel came first.
+    """
+    if _is_stream(result):
+        call.handed_over = True
+        result = fence_stream(call, result)
+        response = result.response
+    else:
+        response = getattr(result, "http_response", result)
+        if getattr(response, "is_closed", True) is not False:
+            # The value is here. Say so first, then look at the flag: whoever cancels does it the other way round.
+            call.finished = True
+            call.leave()
+            if call.cancelled:
+                raise call.stopped()
+            return result
+        call.handed_over = True
+        fence_response(call, response)
+        if response is not result:
+            setattr(result, _CALL, call)
+            recast(result, _FencedParse)
+    if response.is_closed:
+        call.leave()
+    return result
+
+
+def _is_stream(result: Any) -> bool:
+    return hasattr(result, "_iterator") and hasattr(result, "response")
+
+
+def fence_stream(call: Call, stream: Any) -> Any:
+    """Fence an SDK `Stream` or `AsyncStream`, and close it as soon as nobody holds it.
+
+    The SDK's stream refers to itself through its own generator, so a stream left early stays open until the garbage
+    collector comes by. The caller gets a twin that shares the stream's attributes and is in no cycle: when it goes,
+    the connection goes.
+    """
+    inner = stream._iterator
+    fence: Any = FencedAsync(call, inner) if hasattr(inner, "__anext__") else Fenced(call, inner)
+    stream._iterator = fence
+    twin = object.__new__(type(stream))
+    twin.__dict__ = stream.__dict__
+    fence.owner = weakref.ref(twin, lambda _: call.close_idle())
+    setattr(stream, _CALL, call)
+    return twin
+
+
+def call_of(thing: Any) -> Optional[Call]:
+    """The call that an SDK stream or response belongs to, if it is one of ours."""
+    for each in (thing, getattr(thing, "_raw_stream", None), getattr(thing, "http_response", None)):
+        call = getattr(each, "__dict__", {}).get(_CALL)
+        if isinstance(call, Call):
+            return call
+    return None
+
+
+def fence_helper(helper: Any) -> None:
+    """Fence what a stream helper of the SDK makes of one event (`chat.completions.stream()` and its kin)."""
+    call = call_of(helper)
+    inner = getattr(helper, "_iterator", None)
+    if call is None or inner is None or isinstance(inner, (Fenced, FencedAsync)):
+        return
+    helper._iterator = FencedHelperAsync(call, inner) if hasattr(inner, "__anext__") else FencedHelper(call, inner)
+
+
+class FencedHelper(Fenced):
+    """Events that a helper derives: fenced, but counted only once, below it."""
+
+    __slots__ = ()
+
+    def __next__(self) -> Any:
+        call = self._call
+        if call.cancelled:
+            raise call.stopped()
+        item = self._next()
+        if call.cancelled:
+            raise call.stopped()
+        return item
+
+
+class FencedHelperAsync(FencedAsync):
+    """`FencedHelper` for tasks."""
+
+    __slots__ = ()
+
+    async def __anext__(self) -> Any:
+        call = self._call
+        if call.cancelled:
+            raise call.stopped()
+        item = await self._next()
+        if call.cancelled:
+            raise call.stopped()
+        return item
+
+
+class _FencedParse:
+    """A raw response whose `parse()` gives fenced streams (mixin)."""
+
+    def parse(self, *args: Any, **kwargs: Any) -> Any:
+        parsed = super().parse(*args, **kwargs)  # type: ignore[misc]
+        return self._deadstop_wait(parsed) if inspect.isawaitable(parsed) else self._deadstop_fence(parsed)
+
+    async def _deadstop_wait(self, parsed: Any) -> Any:
+        return self._deadstop_fence(await parsed)
+
+    def _deadstop_fence(self, parsed: Any) -> Any:
+        call: Call = self._deadstop_call  # type: ignore[attr-defined]
+        if _is_stream(parsed) and call_of(parsed) is None:
+            parsed = fence_stream(call, parsed)
+            cache = getattr(self, "_parsed_by_type", None)
+            if isinstance(cache, dict):  # it holds the stream itself, and so what the twin is to be free of
+                cache.clear()
+        return parsed
+
+
+def fence_response(call: Call, response: Any) -> None:
+    """Fence an HTTP response that the caller reads by itself."""
+    setattr(response, _CALL, call)
+    recast(response, _FencedResponse)
+
+
+class _FencedResponse:
+    """An HTTP response that gives nothing after the cancel (mixin, httpx and httpx2)."""
+
+    _deadstop_call: Call
+
+    def iter_raw(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
+        return _fenced(self._deadstop_call, super().iter_raw(*args, **kwargs))  # type: ignore[misc]
+
+    def iter_bytes(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
+        return _fenced(self._deadstop_call, super().iter_bytes(*args, **kwargs))  # type: ignore[misc]
+
+    def iter_text(self, *args: Any, **kwargs: Any) -> Iterator[str]:
+        return _fenced(self._deadstop_call, super().iter_text(*args, **kwargs))  # type: ignore[misc]
+
+    def iter_lines(self, *args: Any, **kwargs: Any) -> Iterator[str]:
+        return _fenced(self._deadstop_call, super().iter_lines(*args, **kwargs))  # type: ignore[misc]
+
+    def read(self) -> bytes:
+        call = self._deadstop_call
+        try:
+            content: bytes = super().read()  # type: ignore[misc]
+        except Interruption:
+            raise call.stopped() from None
+        if call.cancelled and not call.finished:
+            raise call.stopped()
+        call.finished = True
+        return content
+
+    def aiter_raw(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
+        return _fenced_async(self._deadstop_call, super().aiter_raw(*args, **kwargs))  # type: ignore[misc]
+
+    def aiter_bytes(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
+        return _fenced_async(self._deadstop_call, super().aiter_bytes(*args, **kwargs))  # type: ignore[misc]
+
+    def aiter_text(self, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
+        return _fenced_async(self._deadstop_call, super().aiter_text(*args, **kwargs))  # type: ignore[misc]
+
+    def aiter_lines(self, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
+        return _fenced_async(self._deadstop_call, super().aiter_lines(*args, **kwargs))  # type: ignore[misc]
+
+    async def aread(self) -> bytes:
+        call = self._deadstop_call
+        try:
+            content: bytes = await super().aread()  # type: ignore[misc]
+        except Interruption:
+            raise call.stopped() from None
+        if call.cancelled and not call.finished:
+            raise call.stopped()
+        call.finished = True
+        return content
+
+
+def _fenced(call: Call, inner: Iterator[Any]) -> Iterator[Any]:
+    try:
+        for item in inner:
+            if call.cancelled:
+                raise Interruption(call)
+            yield item
+    except Interruption:
+        raise call.stopped() from None
+
+
+async def _fenced_async(call: Call, inner: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    try:
+        async for item in inner:
+            if call.cancelled:
+                raise Interruption(call)
+            yield item
+    except Interruption:
+        raise call.stopped() from None

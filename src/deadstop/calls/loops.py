@@ -1,0 +1,70 @@
+"""Reaching an event loop from any thread: asyncio and trio."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Callable, Coroutine
+
+__all__ = ["Loop"]
+
+
+class Loop:
+    """The event loop a task runs on, reachable from outside of it."""
+
+    __slots__ = ("_call_soon", "_spawn")
+
+    def __init__(
+        self,
+        call_soon: Callable[[Callable[[], Any]], Any],
+        spawn: Callable[[Callable[[], Coroutine[Any, Any, None]]], Any],
+    ) -> None:
+        self._call_soon = call_soon
+        self._spawn = spawn
+
+    @classmethod
+    def current(cls) -> Loop:
+        """The loop of the current task. Call it from inside a task."""
+        if _library() == "trio":
+            import trio
+
+            token = trio.lowlevel.current_trio_token()
+            return cls(
+                token.run_sync_soon, lambda work: trio.lowlevel.spawn_system_task(work, name="deadstop clean-up")
+            )
+        loop = asyncio.get_running_loop()
+        return cls(loop.call_soon_threadsafe, lambda work: _keep(loop.create_task(work())))
+
+    def call(self, function: Callable[[], Any]) -> bool:
+        """Run `function` on the loop soon. False if the loop is gone. From any thread and from a signal handler.
+
+        Always through the loop's own thread-safe queue, also when this is the loop's thread: a signal handler runs
+        on top of a loop that may be asleep in its poll, and only that queue wakes it.
+        """
+        try:
+            self._call_soon(function)
+        except RuntimeError:  # the loop is closed (asyncio) or its run is over (trio)
+            return False
+        return True
+
+    def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
+        """Start `work` as a task of its own on the loop. False if the loop is gone."""
+        return self.call(lambda: self._spawn(work))
+
+
+_kept: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references to tasks
+
+
+def _keep(task: asyncio.Task[None]) -> None:
+    _kept.add(task)
+    task.add_done_callback(_kept.discard)
+
+
+def _library() -> str:
+    try:
+        import sniffio
+    except ImportError:
+        return "asyncio"
+    try:
+        return sniffio.current_async_library()
+    except sniffio.AsyncLibraryNotFoundError:
+        return "asyncio"

@@ -1,0 +1,205 @@
+"""What we must know of httpcore's and httpcore2's connection pools, in one place.
+
+Two things can't be done through their public interface, and both are needed for a cancel to be exact:
+
+* a call that waits for a free connection blocks on an event that only the pool knows;
+* a call that is cancelled just as it is given a new connection leaves that connection in the pool, never opened,
+  for ever: a lost slot (httpcore 1.0; fixed in httpcore2). A second cancel while a response is being closed loses
+  one in the same way.
+
+Everything here looks before it touches: a pool of another shape is left as it is, and a call waiting on it is
+then freed when the grace time asks again, instead of at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from typing import Any, Callable, Iterator, Optional
+
+from deadstop.calls.call import Call, Interruption, current_call
+
+__all__ = ["CALL", "core_of", "hook_pool", "lock_is_free", "pools_of", "recast", "reclaim", "renew", "retire", "wake_waiter"]
+
+CALL = "deadstop.call"
+"""The request extension that names a request's call."""
+
+_hooked: dict[tuple[type, type], type] = {}
+
+
+def recast(thing: Any, mixin: type) -> bool:
+    """Make `thing` an instance of a subclass of its own class with `mixin` in front. Idempotent.
+
+    Unlike methods patched onto the instance this makes no reference cycle, keeps `isinstance`, and still calls
+    what others have patched onto the class. False if Python won't have it (a class with slots or of C).
+    """
+    cls = type(thing)
+    if issubclass(cls, mixin):
+        return True
+    hooked = _hooked.get((cls, mixin))
+    if hooked is None:
+        try:
+            hooked = type(cls.__name__, (mixin, cls), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
+        except TypeError:
+            return False
+        _hooked[(cls, mixin)] = hooked
+    try:
+        thing.__class__ = hooked
+    except TypeError:
+        return False
+    return True
+
+
+class _Pool:
+    """Lets a cancel that comes between queueing and waiting for a connection be seen (mixin, threads only)."""
+
+    def _assign_requests_to_connections(self) -> Any:
+        # Every request passes here after it was queued and before it waits. The canceller sets `cancelled` and
+        # then looks through the queue, so a request that it did not find there sees the flag here.
+        closing = super()._assign_requests_to_connections()  # type: ignore[misc]
+        call = current_call.get()
+        if call is not None and call.cancelled and any(entry.is_queued() for entry in requests_of(self, call)):
+            self._close_connections(closing)  # type: ignore[attr-defined]
+            raise Interruption(call)
+        return closing
+
+
+def hook_pool(pool: Any) -> None:
+    """Prepare a thread's connection pool so that waiting on it can be interrupted."""
+    if hasattr(pool, "_assign_requests_to_connections") and hasattr(pool, "_requests"):
+        recast(pool, _Pool)
+
+
+def pools_of(transport: Any) -> Iterator[Any]:
+    """The connection pools that a transport sends on: its own, or those of the transports it wraps."""
+    for holder in _holders(transport):
+        yield holder._pool
+
+
+def _holders(transport: Any, depth: int = 3) -> Iterator[Any]:
+    if hasattr(getattr(transport, "_pool", None), "_network_backend"):
+        yield transport
+    elif depth:
+        for inner in list(getattr(transport, "__dict__", {}).values()):
+            if hasattr(inner, "handle_request") or hasattr(inner, "handle_async_request"):
+                yield from _holders(inner, depth - 1)
+
+
+def requests_of(pool: Any, call: Call) -> list[Any]:
+    """The entries of the pool's queue that belong to `call`. A copy: safe without the pool's lock."""
+    found = []
+    for entry in list(getattr(pool, "_requests", ())):
+        request = getattr(entry, "request", None)
+        if request is not None and request.extensions.get(CALL) is call:
+            found.append(entry)
+    return found
+
+
+def wake_waiter(pool: Any, call: Call) -> None:
+    """Wake `call` if it waits for a connection of this pool (threads only: tasks are cancelled instead).
+
+    The pool then finds that it has no connection and fails; the transport's hook turns that into an
+    interruption. Never blocks.
+    """
+    for entry in requests_of(pool, call):
+        if entry.is_queued():
+            acquired = getattr(entry, "_connection_acquired", None)
+            if acquired is not None:
+                acquired.set()
+
+
+def reclaim(pool: Any, call: Call) -> Optional[Callable[[], Any]]:
+    """Take back what an aborted `call` may have left in the pool: its queue entries and connections never opened.
+
+    Returns what remains to be closed as a function, or None. Call it on the pool's own thread or loop, after the
+    call has left the transport.
+    """
+    lock = getattr(pool, "_optional_thread_lock", None)
+    connections = getattr(pool, "_connections", None)
+    if lock is None or not isinstance(connections, list):
+        return None
+    with lock:
+        entries = requests_of(pool, call)
+        for entry in entries:
+            pool._requests.remove(entry)
+        wanted = {id(entry.connection) for entry in pool._requests}
+        lost = [
+            connection
+            for connection in pool._connections
+            if id(connection) not in wanted and (_never_opened(connection) or _held_by(connection, entries))
+        ]
+        if not lost and not entries:
+            return None
+        pool._connections = [each for each in pool._connections if not any(each is one for one in lost)]
+        closing = [*(each for each in lost if not _never_opened(each)), *pool._assign_requests_to_connections()]
+    return (lambda: pool._close_connections(closing)) if closing else None
+
+
+def _never_opened(connection: Any) -> bool:
+    if not hasattr(connection, "_connect_failed"):  # a connection through a proxy holds the real one
+        connection = getattr(connection, "_connection", None)
+    if not hasattr(connection, "_connect_failed"):
+        return False
+    return connection._connection is None and not connection._connect_failed
+
+
+def _held_by(connection: Any, entries: list[Any]) -> bool:
+    multiplexed = getattr(getattr(connection, "_connection", None), "_h2_state", None) is not None
+    return not multiplexed and any(entry.connection is connection for entry in entries)
+
+
+def lock_is_free(pool: Any, timeout: float = 0.0) -> bool:
+    """Whether the pool's lock could be had. False where this very thread may hold it (httpcore 1.0: not reentrant)."""
+    lock = getattr(getattr(pool, "_optional_thread_lock", None), "_lock", None)
+    if lock is None:
+        return True
+    taken = lock.acquire(timeout=timeout) if timeout else lock.acquire(blocking=False)
+    if taken:
+        lock.release()
+    return bool(taken)
+
+
+def renew(transport: Any) -> list[Any]:
+    """Give `transport` (None: nothing to do) fresh connection pools, and return the old ones."""
+    old = []
+    for holder in _holders(transport):
+        pool = holder._pool
+        fresh = copy.copy(pool)
+        fresh._connections = []
+        fresh._requests = []
+        lock = getattr(pool, "_optional_thread_lock", None)
+        if lock is not None:
+            fresh._optional_thread_lock = type(lock)()
+        holder._pool = fresh
+        old.append(pool)
+    return old
+
+
+def retire(pool: Any) -> list[Any]:
+    """Wind a replaced pool down, and return its idle connections, for the caller to close.
+
+    Calls under way finish on it, and it keeps no connection for later. Our calls that wait for a connection are
+    sent over to the pool that took its place.
+    """
+    pool._max_keepalive_connections = 0
+    for entry in list(pool._requests):
+        call = entry.request.extensions.get(CALL)
+        if isinstance(call, Call) and entry.is_queued():
+            call.requeue = True
+            wake_waiter(pool, call)
+    lock = getattr(pool, "_optional_thread_lock", None) or contextlib.nullcontext()
+    with lock:
+        idle = [connection for connection in pool._connections if connection.is_idle()]
+        pool._connections = [each for each in pool._connections if not any(each is one for one in idle)]
+    return idle
+
+
+def core_of(pool: Any) -> str:
+    """The name of the pool's package: httpcore or httpcore2."""
+    for cls in type(pool).__mro__:
+        name = cls.__module__.partition(".")[0]
+        if name in ("httpcore", "httpcore2"):
+            return name
+    return ""
+
+

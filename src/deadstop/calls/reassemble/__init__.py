@@ -1,0 +1,15 @@
+"""Streamed inside: ask for a stream, hand back the JSON body of the call that was not streamed.
+
+Most servers notice a lost connection only when they write to it. A call that is not streamed writes once, at
+its end, so closing its connection stops nothing. `plan` turns such a request into a streamed one, and the
+plan's assembler turns the server-sent events back into the body the caller asked for.
+
+Bytes in, bytes out: nothing here opens a socket, reads a clock or knows a transport.
+"""
+
+from __future__ import annotations
+
+from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated
+from deadstop.calls.reassemble.plan import Plan, plan
+
+__all__ = ["Assembled", "Assembler", "Plan", "Truncated", "plan"]

@@ -1,0 +1,116 @@
+"""What an assembler is, what it returns, and what a failure in mid-stream becomes."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Optional, Union
+
+from deadstop.calls.reassemble.sse import Event, EventStream
+
+_STATUS_FIELDS = ("status_code", "status", "http_status", "code")
+_FRAMING = ("sequence_number", "object")
+
+
+class Truncated(Exception):
+    """The stream ended, or stopped making sense, before the answer was complete."""
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The answer as if the call had not been streamed: its HTTP status and its JSON body."""
+
+    status: int
+    body: bytes
+
+
+class Assembler(ABC):
+    """Collects one streamed answer. Feed it until it returns true or the stream ends, then finish it once."""
+
+    def __init__(self) -> None:
+        self._events = EventStream()
+        self._complete = False
+        self._count = 0
+        self._failure: Optional[Assembled] = None
+        self._broken = ""
+
+    def feed(self, chunk: bytes) -> bool:
+        """Take the next bytes of the stream, content-decoded; return true once the answer is complete.
+
+        What follows is ignored. Never raises on what the server sent: `finish` tells.
+        """
+        if not self._complete:
+            self._read(self._events.feed(chunk))
+        return self._complete
+
+    def finish(self) -> Assembled:
+        """Return the answer. Raises `Truncated` when the stream broke off before it was complete."""
+        if not self._complete:
+            self._read(self._events.end())
+        if self._failure is not None:
+            return self._failure
+        if self._broken:
+            raise Truncated(self._broken)
+        try:
+            return self._assemble()
+        except RecursionError:
+            raise Truncated("The answer is nested too deeply to be put together.") from None
+
+    def _read(self, events: list[Event]) -> None:
+        try:
+            for name, data in events:
+                self._count += 1
+                if self._take(name, data):
+                    self._complete = True
+                    return
+        except RecursionError:
+            self._complete = self._break()
+
+    @abstractmethod
+    def _take(self, name: bytes, data: bytes) -> bool:
+        """Take one event; return true when nothing more is needed."""
+
+    @abstractmethod
+    def _assemble(self) -> Assembled:
+        """Put the answer together, or raise `Truncated`."""
+
+    def _fail(self, event: Union[str, dict[str, Any]]) -> bool:
+        self._failure = failure(event)
+        return True
+
+    def _break(self) -> bool:
+        self._broken = (
+            f"Event {self._count} of the stream is not JSON that can be read, so the answer cannot be put "
+            "together; the connection probably broke off."
+        )
+        return True
+
+
+def failure(event: Union[str, dict[str, Any]]) -> Assembled:
+    """Return the answer for an error that came inside the stream, where no status line could carry it.
+
+    The status is the error's own when it names one between 400 and 599 (as a number or in digits), else 500.
+    The error is wrapped (`{"error": {...}}`), flat (`{"object": "error", "message": ...}`, older vLLM and
+    SGLang; the `error` event of the Responses API) or bare text.
+    """
+    outer = {"error": event} if isinstance(event, str) else event
+    error = outer.get("error")
+    if isinstance(error, str) and error:
+        error = {"message": error}
+    if not isinstance(error, dict) or not error:
+        error = {key: value for key, value in outer.items() if key not in _FRAMING and key != "error"}
+        if error.get("type") == "error":
+            del error["type"]
+    status = _status(error) or _status(outer) or 500
+    return Assembled(status, json.dumps({"error": error}, separators=(",", ":")).encode("ascii"))
+
+
+def _status(error: dict[str, Any]) -> Optional[int]:
+    for field in _STATUS_FIELDS:
+        value = error.get(field)
+        if isinstance(value, str) and len(value) == 3 and value.isascii() and value.isdigit():
+            value = int(value)
+        if isinstance(value, int) and 400 <= value <= 599:
+            return value
+    return None

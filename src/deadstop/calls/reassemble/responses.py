@@ -1,0 +1,80 @@
+"""The events of a streamed response back to the response object."""
+
+from __future__ import annotations
+
+import re
+from typing import Optional
+
+from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated
+from deadstop.calls.reassemble.jsontext import Member, members, object_of
+
+_TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
+_ITEM = "response.output_item.done"
+
+# Most events are deltas and of no use here: they are told apart without being parsed.
+_WANTED = re.compile(rb'"(?:response\.(?:completed|incomplete|failed|cancelled|output_item\.done)|error)"')
+
+
+class ResponseAssembler(Assembler):
+    """Waits for the terminal event; its `response` is the body, cut out as text and so exact to the digit.
+
+    Some servers (the ChatGPT backend, several gateways) end with an empty or missing `output` although they
+    streamed the items: it is then filled from the `response.output_item.done` events, in the order of their
+    `output_index`.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._items: dict[int, str] = {}
+        self._response: Optional[str] = None
+
+    def _take(self, name: bytes, data: bytes) -> bool:
+        if name != b"error" and not _WANTED.search(data):
+            return False
+        text = data.decode("utf-8", "replace")
+        try:
+            found = members(text)
+        except (ValueError, RecursionError):
+            if name == b"error":
+                return self._fail(text)
+            return self._break() if text.lstrip().startswith("{") else False
+        event = {member.key: member.value for member in found}
+        kind = event.get("type") or name.decode("utf-8", "replace")
+        if kind in _TERMINAL:
+            self._response = _slice(found, "response")
+            return True
+        if kind == _ITEM:
+            item = _slice(found, "item")
+            if item is not None:
+                index = event.get("output_index")
+                self._items[index if isinstance(index, int) else len(self._items)] = item
+            return False
+        if kind == "error" or (event.get("error") and not str(kind).startswith("response.")):
+            return self._fail(event)
+        return False
+
+    def _assemble(self) -> Assembled:
+        if self._response is None:
+            raise Truncated(
+                f"The server ended the stream after {self._count} events, before the response was complete."
+            )
+        text = self._response
+        if self._items:
+            text = _with_output(text, [self._items[index] for index in sorted(self._items)])
+        return Assembled(200, text.encode("utf-8"))
+
+
+def _slice(found: list[Member], key: str) -> Optional[str]:
+    texts = [member.value_text for member in found if member.key == key]
+    return texts[-1] if texts and texts[-1].startswith("{") else None
+
+
+def _with_output(response: str, items: list[str]) -> str:
+    found = members(response)
+    if any(member.key == "output" and member.value for member in found):
+        return response
+    output = '"output":[' + ",".join(items) + "]"
+    parts: list[str] = [output if member.key == "output" else member.text for member in found]
+    if not any(member.key == "output" for member in found):
+        parts.append(output)
+    return object_of(parts)

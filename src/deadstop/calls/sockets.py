@@ -1,0 +1,101 @@
+"""Whose a socket is just now, and how it is shut down for that call alone."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from typing import Any, Optional
+
+from deadstop.calls.call import Call
+
+__all__ = ["Owned", "shut_down"]
+
+
+class Owned:
+    """A network stream that knows which call is using it, and can be interrupted for that call alone (I9).
+
+    The base of the threads' and the tasks' network streams.
+    """
+
+    def __init__(self, inner: Any, core: Any = None) -> None:
+        ssl_object = inner.get_extra_info("ssl_object")
+        self._inner = inner
+        self._core = core
+        self._lock = threading.Lock()
+        self._owner: Optional[Call] = None
+        self._closed = False
+        self._dead = False
+        self._multiplexed = ssl_object is not None and ssl_object.selected_alpn_protocol() == "h2"
+
+    def take(self, call: Optional[Call]) -> None:
+        """From now on `call` is using the stream. The caller looks at `call.cancelled` next."""
+        with self._lock:
+            self._owner = call
+        if call is not None:
+            call.socket = self
+
+    def let_go(self, call: Call) -> None:
+        """`call` has left the connection: from now on an interruption of it does nothing here."""
+        with self._lock:
+            if self._owner is call:
+                self._owner = None
+
+    def interrupt(self, call: Call) -> bool:
+        """Shut the socket down if `call` is using it. Whether it was. Never blocks; any thread."""
+        # Who holds the lock looks at `cancelled` after letting go, so nothing is lost by not waiting for it. A
+        # signal handler may run on top of the holder: waiting could be for ever.
+        if not self._lock.acquire(blocking=False):
+            return False
+        try:
+            if self._owner is not call or self._closed or self._multiplexed:
+                return False
+            self._dead = True
+            return shut_down(self._inner.get_extra_info("socket"))
+        finally:
+            self._lock.release()
+
+    def swap(self, inner: Any) -> None:
+        """The socket was wrapped anew (TLS): interrupt that one from now on."""
+        with self._lock:
+            self._inner = inner
+
+    def closing(self) -> None:
+        """The stream is about to be closed: its descriptor must not be touched any more."""
+        with self._lock:
+            self._closed = True
+
+    def get_extra_info(self, info: str) -> Any:
+        """As httpcore's, but a connection that was shut down is readable: the pool then drops it when idle."""
+        if info == "is_readable" and self._dead:
+            return True
+        return self._inner.get_extra_info(info)
+
+
+def shut_down(sock: Any) -> bool:
+    """End every blocked read and write on `sock`, and tell the peer. Whether there was a connection to end.
+
+    The socket stays open: it is its owner who closes it, so its descriptor can't be reused under our hands.
+    """
+    if sock is None:
+        return False
+    try:
+        if isinstance(sock, socket.socket):
+            # Not `SSLSocket.shutdown`: that one takes the TLS layer off under the thread that is reading.
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        else:
+            sock.shutdown(socket.SHUT_RDWR)
+    except (TypeError, AttributeError):  # uvloop's stand-in for a socket can't; its descriptor can
+        return _shut_down_descriptor(sock)
+    except OSError:  # not connected any more
+        return False
+    return True
+
+
+def _shut_down_descriptor(sock: Any) -> bool:
+    try:
+        with socket.socket(fileno=os.dup(sock.fileno())) as twin:
+            twin.shutdown(socket.SHUT_RDWR)
+    except (OSError, AttributeError):
+        return False
+    return True

@@ -1,0 +1,233 @@
+"""Streamed inside: the exchange that asks for a stream and answers with the JSON that was asked for.
+
+A disconnect stops a streamed generation on nearly every server, and one that is not streamed on hardly any
+(measured; see docs/decisions). So inside a run scope a `create()` without `stream` is sent with it, below the SDK,
+and the events are put together again: what is above sees an ordinary JSON response.
+
+The flow is a generator that says what to do; one pump for threads and one for tasks do it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import time
+from dataclasses import dataclass
+from typing import Any, Awaitable, Callable, Generator, Optional
+
+from deadstop.calls.call import Call
+from deadstop.calls.reassemble import Plan, Truncated, plan
+from deadstop.core.model import Streamed
+
+__all__ = ["exchange_blocking", "exchange_concurrent"]
+
+LINGER = 0.1
+"""How long (seconds) to wait for the end of the body after the last event, so that the connection can be reused."""
+
+_REFUSALS = frozenset({400, 404, 405, 406, 415, 422, 501})
+
+
+@dataclass(frozen=True)
+class _Send:
+    request: Any
+
+
+@dataclass(frozen=True)
+class _Read:
+    response: Any
+
+
+@dataclass(frozen=True)
+class _Close:
+    response: Any
+
+
+_Flow = Generator[Any, Any, Any]
+
+
+def exchange_blocking(call: Call, request: Any, send: Callable[[Any], Any]) -> Any:
+    """The response to `request`, streamed inside where that applies. Blocks the thread."""
+    planned = _plan(call, request)
+    if planned is None:
+        return send(request)
+    flow = _flow(call, request, planned)
+    bodies: dict[int, Any] = {}
+    result: Any = None
+    try:
+        step = next(flow)
+        while True:
+            try:
+                if isinstance(step, _Send):
+                    result = send(step.request)
+                elif isinstance(step, _Read):
+                    body = bodies.setdefault(id(step.response), step.response.iter_bytes())
+                    result = next(body, None)
+                else:
+                    result = step.response.close()
+            except BaseException as error:
+                step = flow.throw(error)
+            else:
+                step = flow.send(result)
+    except StopIteration as end:
+        return end.value
+
+
+async def exchange_concurrent(call: Call, request: Any, send: Callable[[Any], Awaitable[Any]]) -> Any:
+    """The response to `request`, streamed inside where that applies. Suspends the task."""
+    planned = _plan(call, request)
+    if planned is None:
+        return await send(request)
+    flow = _flow(call, request, planned)
+    bodies: dict[int, Any] = {}
+    result: Any = None
+    try:
+        step = next(flow)
+        while True:
+            try:
+                if isinstance(step, _Send):
+                    result = await send(step.request)
+                elif isinstance(step, _Read):
+                    body = bodies.setdefault(id(step.response), step.response.aiter_bytes())
+                    try:
+                        result = await body.__anext__()
+                    except StopAsyncIteration:
+                        result = None
+                else:
+                    result = await step.response.aclose()
+            except BaseException as error:
+                step = flow.throw(error)
+            else:
+                step = flow.send(result)
+    except StopIteration as end:
+        return end.value
+
+
+def _plan(call: Call, request: Any) -> Optional[Plan]:
+    if not call.streamed_inside:
+        return None
+    body = getattr(request, "_content", None)
+    if not isinstance(body, bytes):  # a body that can be sent only once
+        return None
+    return plan(request.method, request.url.path, request.headers.get("content-type", ""), body)
+
+
+def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
+    key = (str(request.url.copy_with(query=None, fragment=None)), planned.model)
+    options = call.memory.get((key, "stream_options"), True)
+    if not call.memory.get((key, "stream"), True):
+        call.streamed = Streamed.REFUSED
+        return (yield _Send(request))
+    tries: list[Optional[Plan]] = [planned] if options else []
+    bare = plan(
+        request.method,
+        request.url.path,
+        request.headers.get("content-type", ""),
+        request.content,
+        stream_options=False,
+    )
+    if bare is not None and (not options or bare.body != planned.body):
+        tries.append(bare)
+    tries.append(None)
+    # A read timeout bounds the silence of a server that answers at once, at the end. Kept as it is, each event
+    # would renew it; so it bounds the whole answer instead, and fails when the plain call would have.
+    call.answer_within = (request.extensions.get("timeout") or {}).get("read")
+    try:
+        for index, one in enumerate(tries):
+            call.check()
+            if one is None:
+                call.streamed = Streamed.REFUSED
+                call.answer_within = call.read_deadline = None
+                response = yield _Send(request)
+                if response.status_code < 400:
+                    call.memory[(key, "stream")] = False
+                return response
+            call.streamed = Streamed.INSIDE
+            response = yield _Send(_with_body(request, one.body))
+            if response.status_code in _REFUSALS:
+                text = yield from _read_all(response)
+                if b"stream" in text.lower():
+                    continue
+                return _answer(response, text)
+            if index and one is bare and response.status_code < 400:
+                call.memory[(key, "stream_options")] = False
+            if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                if response.status_code < 400:
+                    call.streamed = Streamed.REFUSED
+                    call.memory[(key, "stream")] = False
+                return response
+            return (yield from _assemble(call, response, one))
+    finally:
+        call.answer_within = None
+    raise AssertionError("the last try always returns")
+
+
+def _assemble(call: Call, response: Any, planned: Plan) -> _Flow:
+    assembler = planned.assembler()
+    complete = False
+    try:
+        while not complete:
+            chunk = yield _Read(response)
+            if chunk is None:
+                break
+            complete = assembler.feed(chunk)
+        if complete:
+            # What is left is the end of the body. Read, the connection can be used again; it is not worth a wait.
+            call.completed = True
+            call.read_deadline = time.monotonic() + LINGER
+            with contextlib.suppress(Exception):  # a late end or a broken one: the answer is complete all the same
+                while (yield _Read(response)) is not None:
+                    pass
+    finally:
+        call.read_deadline = None
+        yield _Close(response)
+    call.check()
+    try:
+        assembled = assembler.finish()
+    except Truncated as error:
+        raise _package(response).RemoteProtocolError(str(error)) from error
+    return _answer(response, assembled.body, status=assembled.status, content_type="application/json")
+
+
+def _read_all(response: Any) -> Generator[Any, Any, bytes]:
+    parts = []
+    while True:
+        chunk = yield _Read(response)
+        if chunk is None:
+            break
+        parts.append(chunk)
+    yield _Close(response)
+    return b"".join(parts)
+
+
+def _with_body(request: Any, body: bytes) -> Any:
+    headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"content-length"]
+    headers.append((b"Content-Length", str(len(body)).encode()))
+    return type(request)(
+        request.method, request.url, headers=headers, content=body, extensions=request.extensions
+    )
+
+
+def _answer(response: Any, body: bytes, *, status: Optional[int] = None, content_type: Optional[str] = None) -> Any:
+    """A response like `response` with a body that was already read and decoded."""
+    gone = {b"content-length", b"transfer-encoding", b"content-encoding"}
+    if content_type is not None:
+        gone.add(b"content-type")
+    headers = [(name, value) for name, value in response.headers.raw if name.lower() not in gone]
+    if content_type is not None:
+        headers.append((b"Content-Type", content_type.encode()))
+    headers.append((b"Content-Length", str(len(body)).encode()))
+    return type(response)(
+        response.status_code if status is None else status,
+        headers=headers,
+        stream=_package(response).ByteStream(body),
+        extensions=response.extensions,
+    )
+
+
+def _package(thing: Any) -> Any:
+    """httpx or httpx2, whichever `thing` comes from."""
+    for cls in type(thing).__mro__:
+        name = cls.__module__.partition(".")[0]
+        if name in ("httpx", "httpx2"):
+            return importlib.import_module(name)
+    raise TypeError(f"{type(thing).__name__} is of neither httpx nor httpx2.")

@@ -1,0 +1,85 @@
+"""`attach()`: runs for a client that somebody else built."""
+
+from __future__ import annotations
+
+import inspect
+import weakref
+from typing import Any, Union
+
+from deadstop.clients.adopted import (
+    ATTRIBUTE,
+    Adopted,
+    adopt_async,
+    adopt_sync,
+    pause,
+    request_async,
+    request_sync,
+    share,
+)
+from deadstop.clients.drop_in import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
+from deadstop.clients.helpers import hook_client_resources
+from deadstop.errors import UnsupportedClientError
+from deadstop.runs.blocking import Runs
+from deadstop.runs.concurrent import AsyncRuns
+
+__all__ = ["attach"]
+
+
+def attach(client: Any) -> Union[Runs, AsyncRuns]:
+    """Runs for a client that was built elsewhere: `Runs` for a sync one, `AsyncRuns` for an async one.
+
+    The client goes on as it is, its class is left alone, and its calls can be cancelled from now on; those of the
+    copies it makes later (`copy()`, `with_options()`), too. Works for the clients of `openai` and of the SDKs that
+    come from the same generator (`anthropic`, `groq`, `together`, ...). Attaching twice gives the same runs.
+
+    Raises `UnsupportedClientError` for anything else.
+    """
+    if isinstance(client, (OpenAI, AsyncOpenAI, AzureOpenAI, AsyncAzureOpenAI)):
+        return client.runs
+    request = getattr(type(client), "request", None)
+    missing = [name for name in ("_client", "_calculate_retry_timeout") if not hasattr(client, name)]
+    if isinstance(client, type) or request is None or missing:
+        raise UnsupportedClientError(
+            f"attach() takes a client of openai or of an SDK built like it, and got {_named(client)}. "
+            "Give the client object itself, such as the `openai.OpenAI(...)` that your framework holds."
+        )
+    known: Any = client.__dict__.get(ATTRIBUTE)
+    if known is None:
+        known = _attach(client, inspect.iscoroutinefunction(request))
+    return known.runs  # type: ignore[no-any-return]
+
+
+def _named(thing: Any) -> str:
+    return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
+
+
+def _attach(client: Any, is_async: bool) -> Adopted:
+    adopted = adopt_async(client) if is_async else adopt_sync(client)
+    _override(client, adopted, is_async)
+    hook_client_resources(client)
+    return adopted
+
+
+def _override(client: Any, adopted: Adopted, is_async: bool) -> None:
+    # Weakly: a client that refers to itself would stay until the garbage collector comes by, with its sockets.
+    ref = weakref.ref(client)
+    cls = type(client)
+
+    def request(*args: Any, **kwargs: Any) -> Any:
+        alive = ref()
+        send = cls.request.__get__(alive, cls)
+        return (request_async if is_async else request_sync)(adopted, alive, send, args, kwargs)
+
+    def calculate(*args: Any, **kwargs: Any) -> float:
+        return pause(cls._calculate_retry_timeout(ref(), *args, **kwargs))
+
+    def copy(*args: Any, **kwargs: Any) -> Any:
+        twin = share(adopted, cls.copy(ref(), *args, **kwargs))
+        _override(twin, twin.__dict__[ATTRIBUTE], is_async)
+        hook_client_resources(twin)
+        return twin
+
+    client.request = request
+    client._calculate_retry_timeout = calculate
+    if hasattr(cls, "copy"):
+        client.copy = client.with_options = copy

@@ -1,0 +1,82 @@
+"""`OpenAI` and its kin: the SDK's classes, with `runs`."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable, TypeVar, cast
+
+import openai
+
+from deadstop.clients.adopted import adopt_async, adopt_sync, pause, request_async, request_sync, share
+from deadstop.clients.helpers import hook_resources
+from deadstop.runs.blocking import Runs
+from deadstop.runs.concurrent import AsyncRuns
+
+__all__ = ["AsyncAzureOpenAI", "AsyncOpenAI", "AzureOpenAI", "OpenAI"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Sync:
+    @property
+    def runs(self) -> Runs:
+        """The runs of this client and its copies."""
+        return cast(Runs, adopt_sync(self).runs)
+
+    def request(self, *args: Any, **kwargs: Any) -> Any:
+        return request_sync(adopt_sync(self), self, super().request, args, kwargs)  # type: ignore[misc]
+
+    def _calculate_retry_timeout(self, *args: Any, **kwargs: Any) -> float:
+        return pause(super()._calculate_retry_timeout(*args, **kwargs))  # type: ignore[misc]
+
+
+class _Async:
+    @property
+    def runs(self) -> AsyncRuns:
+        """The runs of this client and its copies."""
+        return cast(AsyncRuns, adopt_async(self).runs)
+
+    async def request(self, *args: Any, **kwargs: Any) -> Any:
+        return await request_async(adopt_async(self), self, super().request, args, kwargs)  # type: ignore[misc]
+
+
+def _sharing(copy: F, adopt: Callable[[Any], Any]) -> F:
+    """`copy()` that gives the copy the client's runs; with the SDK's own signature."""
+
+    @functools.wraps(copy)
+    def shared(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return share(adopt(self), copy(self, *args, **kwargs))
+
+    return cast(F, shared)
+
+
+@hook_resources
+class OpenAI(_Sync, openai.OpenAI):
+    """`openai.OpenAI` whose calls can be cancelled at any moment: same constructor, same behaviour, and `runs`."""
+
+    copy = _sharing(openai.OpenAI.copy, adopt_sync)
+    with_options = copy
+
+
+@hook_resources
+class AsyncOpenAI(_Async, openai.AsyncOpenAI):
+    """`openai.AsyncOpenAI` whose calls can be cancelled at any moment, from any thread, on asyncio and trio."""
+
+    copy = _sharing(openai.AsyncOpenAI.copy, adopt_async)
+    with_options = copy
+
+
+@hook_resources
+class AzureOpenAI(_Sync, openai.AzureOpenAI):
+    """`openai.AzureOpenAI` with `runs`; see `OpenAI`."""
+
+    copy = _sharing(openai.AzureOpenAI.copy, adopt_sync)
+    with_options = copy
+
+
+@hook_resources
+class AsyncAzureOpenAI(_Async, openai.AsyncAzureOpenAI):
+    """`openai.AsyncAzureOpenAI` with `runs`; see `AsyncOpenAI`."""
+
+    copy = _sharing(openai.AsyncAzureOpenAI.copy, adopt_async)
+    with_options = copy

@@ -1,0 +1,113 @@
+"""The SDK's stream helpers (`chat.completions.stream()`, `responses.stream()`), fenced too.
+
+A helper makes several events of one chunk, so the fence below it is not enough. It is reached through the resource
+that makes it, when that resource is first asked for: nothing is imported early.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Callable, TypeVar
+
+from deadstop.calls.fence import fence_helper
+from deadstop.calls.pool import recast
+
+__all__ = ["hook_client_resources", "hook_resources"]
+
+C = TypeVar("C", bound=type)
+
+Hook = Callable[[Any], Any]
+
+
+class _Lazy:
+    """A resource attribute that is prepared when it is first asked for (non-data descriptor, like the SDK's own)."""
+
+    def __init__(self, original: Any, hook: Hook) -> None:
+        self._original = original
+        self._hook = hook
+
+    def __get__(self, holder: Any, owner: Any = None) -> Any:
+        resource = self._original.__get__(holder, owner)
+        if holder is not None:
+            self._hook(resource)
+        return resource
+
+
+class _Manager:
+    """A stream helper's context manager that hands out a fenced helper (mixin)."""
+
+    def __enter__(self) -> Any:
+        helper = super().__enter__()  # type: ignore[misc]
+        fence_helper(helper)
+        return helper
+
+    async def __aenter__(self) -> Any:
+        helper = await super().__aenter__()  # type: ignore[misc]
+        fence_helper(helper)
+        return helper
+
+
+@functools.lru_cache(maxsize=None)
+def _with_stream(cls: type) -> type:
+    original = cls.stream  # type: ignore[attr-defined]
+
+    @functools.wraps(original)
+    def stream(self: Any, *args: Any, **kwargs: Any) -> Any:
+        manager = original(self, *args, **kwargs)
+        recast(manager, _Manager)
+        return manager
+
+    return type(cls.__name__, (), {"stream": stream})
+
+
+@functools.lru_cache(maxsize=None)
+def _with_lazy(cls: type, names: tuple[str, ...]) -> type:
+    found = {name: getattr(cls, "__dict__", {}).get(name) for name in names}
+    return type(cls.__name__, (), {name: _Lazy(each, _HOOKS[name]) for name, each in found.items() if each is not None})
+
+
+def _hook_stream(resource: Any) -> None:
+    if callable(getattr(type(resource), "stream", None)):
+        recast(resource, _with_stream(type(resource)))
+
+
+def _hook_children(resource: Any) -> None:
+    names = tuple(name for name in _HOOKS if _is_lazy(type(resource).__dict__.get(name)))
+    if names:
+        recast(resource, _with_lazy(type(resource), names))
+    for name, each in list(vars(resource).items()):  # made already, or by an SDK that makes them at once
+        if name in _HOOKS:
+            _HOOKS[name](each)
+
+
+def _is_lazy(attribute: Any) -> bool:
+    return hasattr(attribute, "__get__") and not isinstance(attribute, (property, type(_is_lazy)))
+
+
+_HOOKS: dict[str, Hook] = {
+    "chat": _hook_children,
+    "beta": _hook_children,
+    "completions": _hook_stream,
+    "responses": _hook_stream,
+    "messages": _hook_stream,
+}
+
+
+def hook_resources(cls: C) -> C:
+    """Class decorator: prepare the resources of a client class."""
+    for name in ("chat", "beta", "responses"):
+        for base in cls.__mro__:
+            if name in base.__dict__:
+                original = base.__dict__[name]
+                if _is_lazy(original):
+                    setattr(cls, name, _Lazy(original, _HOOKS[name]))
+                break
+    return cls
+
+
+def hook_client_resources(client: Any) -> None:
+    """Prepare the resources of a client whose class is to be left alone."""
+    for name in ("chat", "beta", "responses", "messages"):
+        resource = getattr(client, name, None)
+        if resource is not None:
+            _HOOKS[name](resource)

@@ -1,0 +1,241 @@
+"""Why a cancel stayed unconfirmed: evidence in, exactly one primary class out, with its cause and fix.
+
+``RULES`` are tried in order, and the first that fits names the class.
+``EXPLANATIONS`` holds what is said about each class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Callable
+
+from deadstop.core.cancellation import Target
+from deadstop.core.explanations import CAUSES, EXPLANATIONS, Explanation
+from deadstop.core.model import Attempt, Diagnosis, DiagnosisClass, Phase, RunStatus
+
+__all__ = [
+    "CAUSES",
+    "EXPLANATIONS",
+    "RULES",
+    "Diagnosis",
+    "DiagnosisClass",
+    "Explanation",
+    "Facts",
+    "diagnose",
+]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known when a cancel's time is up.
+
+    ``attempts`` are the cancel's own requests; for an in-flight call, the call's request. ``phase`` is
+    where the call, or the last cancel request, was stuck. ``caller_inside``: the call has not come back
+    yet. ``interruptible``: its transport can be interrupted. ``connection_lost``: a connection broke or
+    fell silent half-way. ``statuses`` are HTTP statuses seen besides those of ``attempts``. ``accepted``:
+    the server took the cancel on. ``status`` is the run's last known status, ``status_word`` the provider's
+    word for it. ``finished_before`` is the terminal status the run had before the intent, if it had one.
+    ``id_known``: there was something to address a cancel to. ``pool_wait`` and ``elapsed`` are seconds.
+    """
+
+    target: Target = Target.IN_FLIGHT
+    attempts: tuple[Attempt, ...] = ()
+    phase: Phase = Phase.UNKNOWN
+    interruptible: bool = True
+    caller_inside: bool = False
+    connection_lost: bool = False
+    statuses: tuple[int, ...] = ()
+    accepted: bool = False
+    status: RunStatus = RunStatus.UNKNOWN
+    status_word: str | None = None
+    finished_before: str | None = None
+    wrong_target: bool = False
+    id_known: bool = True
+    pool_wait: float | None = None
+    elapsed: float | None = None
+
+    @property
+    def answer(self) -> int | None:
+        """The last HTTP status the server gave to a cancel. An in-flight call's cancel has none."""
+        if self.target is Target.IN_FLIGHT:
+            return None
+        seen = [*self.statuses, *(each.status for each in self.attempts if each.status is not None)]
+        return seen[-1] if seen else None
+
+
+def diagnose(facts: Facts) -> Diagnosis:
+    """The diagnosis that fits ``facts``. Total: whatever the facts, exactly one class."""
+    klass, because = next((klass, why) for klass, rule in RULES if (why := rule(facts)))
+    found = EXPLANATIONS[klass]
+    number, cause = found.number, CAUSES[found.number].cause
+    evidence = (because, *_seen(facts))
+    return Diagnosis(klass, found.summary, evidence, f"Cause {number}: {cause}", found.fix)
+
+
+# Rules: the sentence that makes the case for a class, or nothing.
+
+
+def _wrong_target(f: Facts) -> str | None:
+    if f.wrong_target:
+        return "The cancel named something that is not this run, so it was not sent."
+    if f.finished_before is None and f.answer in (400, 401, 403, 404, 405, 410, 422) and not f.accepted:
+        return f"The server refused the cancel with {f.answer}, and the run was not read as over."
+    if f.status is RunStatus.GONE:
+        return "The server says it knows no such run."
+    return None
+
+
+def _sent_too_late(f: Facts) -> str | None:
+    if f.finished_before is not None:
+        return f"The run was {f.finished_before} before the cancel was asked for."
+    if f.status is RunStatus.FINISHED:
+        return f"The run had finished (status {f.status_word or 'finished'}) when it was read back."
+    return None
+
+
+def _stuck(*phases: Phase, saying: str) -> Callable[[Facts], str | None]:
+    """The operation never got beyond this phase (and nobody ever answered)."""
+
+    def rule(f: Facts) -> str | None:
+        stuck = f.phase in phases and f.answer is None and (_remote(f) or f.caller_inside)
+        return saying if stuck else None
+
+    return rule
+
+
+def _caller_blocked(f: Facts) -> str | None:
+    if _remote(f) or not f.caller_inside:
+        return None
+    if not f.interruptible:
+        return "The call rides on a transport that can't be interrupted, and its caller is still inside."
+    return f"The call was interrupted ({f.phase.replace('_', ' ')}), and its caller has not come back."
+
+
+def _rate_limited(f: Facts) -> str | None:
+    return "The server's last answer was 429." if f.answer == 429 else None
+
+
+def _overloaded(f: Facts) -> str | None:
+    overloaded = f.answer is not None and (f.answer == 408 or f.answer >= 500)
+    return f"The server's last answer was {f.answer}." if overloaded else None
+
+
+def _cancelling(f: Facts) -> str | None:
+    if f.status is RunStatus.CANCELLING:
+        return f"The server took the cancel on, and the run was still {f.status_word or 'cancelling'}."
+    return None
+
+
+def _ignored(f: Facts) -> str | None:
+    answered = f.accepted or (f.answer is not None and (200 <= f.answer < 300 or f.answer == 409))
+    if _remote(f) and answered:
+        return f"The server answered the cancel, and the run was still {f.status_word or f.status}."
+    return None
+
+
+def _not_sent(f: Facts) -> str | None:
+    if f.target is Target.UNBORN and not f.id_known:
+        return "The run's id was never learned, so there was nothing to send a cancel to."
+    if _remote(f) and not f.attempts:
+        return "No cancel request left this process."
+    return None
+
+
+def _ate_the_time(name: str, label: str) -> Callable[[Facts], str | None]:
+    """One step of the last attempt took more than half of it."""
+
+    def rule(f: Facts) -> str | None:
+        last = f.attempts[-1] if f.attempts and f.answer is None else None
+        took = getattr(last, name) if last is not None else None
+        whole = _length(last, f)
+        if took is not None and whole is not None and took > 0 and took >= whole / 2:
+            return f"{label} took {took:.2f} s of the last attempt's {whole:.2f} s."
+        return None
+
+    return rule
+
+
+def _pool_wait(f: Facts) -> str | None:
+    last = f.attempts[-1] if f.attempts else None
+    whole = f.elapsed if f.elapsed is not None else _length(last, f)
+    if f.answer is None and f.pool_wait is not None and whole is not None and 0 < whole / 2 <= f.pool_wait:
+        return f"Waiting for a connection from the pool took {f.pool_wait:.2f} s of {whole:.2f} s."
+    return None
+
+
+def _network_loss(f: Facts) -> str | None:
+    if f.connection_lost:
+        return "The connection broke, or fell silent half-way."
+    silent = f.answer is None and bool(f.attempts)
+    if silent and _remote(f) and f.attempts[-1].connect is None:
+        return "The request went out on an open connection, and nothing ever came back."
+    return None
+
+
+def _slow(f: Facts) -> str | None:
+    silent = f.answer is None and bool(f.attempts) and f.attempts[-1].connect is not None
+    if silent and _remote(f):
+        return "The server took the connection, and did not answer the request in time."
+    return None
+
+
+def _unknown(f: Facts) -> str:
+    return "Nothing that was seen explains it."
+
+
+RULES: tuple[tuple[DiagnosisClass, Callable[[Facts], str | None]], ...] = (
+    (DiagnosisClass.SENT_TOO_LATE, _sent_too_late),
+    (DiagnosisClass.WRONG_TARGET, _wrong_target),
+    (DiagnosisClass.NOT_SENT, _not_sent),
+    (DiagnosisClass.DNS, _stuck(Phase.RESOLVING, saying="The server's name was still being resolved.")),
+    (DiagnosisClass.CONNECT, _stuck(Phase.CONNECTING, saying="The connection was never established.")),
+    (DiagnosisClass.TLS, _stuck(Phase.HANDSHAKING, saying="The TLS handshake never ended.")),
+    (
+        DiagnosisClass.POOL_WAIT,
+        _stuck(Phase.WAITING_FOR_POOL, saying="It waited for a connection from the pool to the end."),
+    ),
+    (DiagnosisClass.CALLER_BLOCKED, _caller_blocked),
+    (DiagnosisClass.RATE_LIMITED, _rate_limited),
+    (DiagnosisClass.SERVER_OVERLOADED, _overloaded),
+    (DiagnosisClass.SERVER_SLOW, _cancelling),
+    (DiagnosisClass.SERVER_IGNORED, _ignored),
+    (DiagnosisClass.DNS, _ate_the_time("dns", "Resolving the server's name")),
+    (DiagnosisClass.CONNECT, _ate_the_time("connect", "Connecting")),
+    (DiagnosisClass.TLS, _ate_the_time("tls", "The TLS handshake")),
+    (DiagnosisClass.POOL_WAIT, _pool_wait),
+    (DiagnosisClass.NETWORK_LOSS, _network_loss),
+    (DiagnosisClass.SERVER_SLOW, _slow),
+    (DiagnosisClass.UNKNOWN, _unknown),
+)
+
+
+def _remote(f: Facts) -> bool:
+    return f.target is not Target.IN_FLIGHT
+
+
+def _length(attempt: Attempt | None, f: Facts) -> float | None:
+    if attempt is None or attempt.ended is None:
+        return f.elapsed
+    return attempt.ended - attempt.started
+
+
+def _seen(f: Facts) -> Iterator[str]:
+    if f.statuses:
+        yield f"Statuses seen: {', '.join(str(each) for each in f.statuses)}."
+    for each in f.attempts:
+        told: list[str] = []
+        for name in ("dns", "connect", "tls", "first_byte"):
+            took = getattr(each, name)
+            if took is not None:
+                told.append(f"{name.replace('_', ' ')} {took:.3f} s")
+        if each.retry_after is not None:
+            told.append(f"retry after {each.retry_after:g} s")
+        if each.request_id:
+            told.append(f"request {each.request_id}")
+        came = f"answered {each.status}" if each.status is not None else each.error or "no answer"
+        yield f"Attempt {each.number}: {came}{' (' + ', '.join(told) + ')' if told else ''}."
+    if f.phase is not Phase.UNKNOWN:
+        yield f"Phase: {f.phase.replace('_', ' ')}."
+    if f.status is not RunStatus.UNKNOWN:
+        yield f"Last status read: {f.status_word or f.status}."

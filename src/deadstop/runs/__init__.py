@@ -1,0 +1,1 @@
+"""What users hold: runs, their scopes, and the cancels of them."""

@@ -1,0 +1,195 @@
+"""Runs for threads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Callable, Optional, Union, cast
+
+from deadstop.core.model import CancelReceipt, Level, Outcome
+from deadstop.core.policy import CancelPolicy
+from deadstop.errors import RunCancellationTimeoutError
+from deadstop.runs.cancelling import Cancelling
+from deadstop.runs.registry import Registry, checked_policy
+from deadstop.runs.run import BaseRun
+from deadstop.runs.waiting import Terms, answer, next_wait, overdue, stuck, terms
+
+__all__ = ["Run", "Runs"]
+
+Target = Union[str, BaseRun, Any]
+
+
+class Run(BaseRun):
+    """A scope of a sync client: what is started inside it is stopped with it. Use it as a context manager::
+
+        with client.runs.open("chat-42", timeout=60) as run:
+            reply = client.chat.completions.create(model="gpt-4o", messages=[...])
+
+    When the block is left, streams that are still open in it are closed. Leaving a cancelled scope raises nothing
+    by itself: the calls in it do, and `check()`.
+    """
+
+    __slots__ = ()
+
+    def cancel(
+        self,
+        *,
+        reason: Optional[str] = None,
+        actor: Optional[str] = None,
+        wait: Union[Level, str, None] = None,
+        timeout: Optional[float] = None,
+        policy: Optional[CancelPolicy] = None,
+        request_id: Optional[str] = None,
+    ) -> CancelReceipt:
+        """As `Runs.cancel` for this run."""
+        asked = terms(self.registry, self, wait, timeout, policy)
+        return cancel(self, asked, reason=reason, actor=actor, request_id=request_id)
+
+    def __enter__(self) -> Run:
+        self.enter()
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> None:
+        for call in self.leave():
+            call.close_idle()
+        self.end()
+
+
+class Runs:
+    """The runs of a sync client and its copies: `client.runs`. All of it is safe from any thread."""
+
+    def __init__(self, registry: Registry, reset: Callable[[], int]) -> None:
+        self._registry = registry
+        self._reset = reset
+
+    @property
+    def policy(self) -> Optional[CancelPolicy]:
+        """The policy of cancels whose run has none of its own. None: from the environment or the file."""
+        return self._registry.policy
+
+    @policy.setter
+    def policy(self, policy: Optional[CancelPolicy]) -> None:
+        self._registry.policy = None if policy is None else checked_policy(policy)
+
+    @property
+    def streamed_inside(self) -> bool:
+        """Whether scopes stream inside unless told otherwise. True at first."""
+        return self._registry.streamed_inside
+
+    @streamed_inside.setter
+    def streamed_inside(self, on: bool) -> None:
+        self._registry.streamed_inside = bool(on)
+
+    def open(
+        self,
+        name: Optional[str] = None,
+        *,
+        timeout: Optional[float] = None,
+        metadata: Optional[Mapping[str, Any]] = None,
+        policy: Optional[CancelPolicy] = None,
+        streamed_inside: Optional[bool] = None,
+    ) -> Run:
+        """A run scope, to be entered with `with`. Every call made inside, by any client of ours, belongs to it.
+
+        `name` is what to cancel it by (one is made up when there is none); `timeout` (seconds) cancels it when it is
+        over; `metadata` is yours; `policy` is the default of its cancels. Inside, a chat completion or response that
+        is not streamed is *streamed inside*, so that closing its connection really stops the server, and put
+        together again; `streamed_inside=False` turns that off.
+
+        Raises `RunAlreadyOpenError` if a run of that name is open, `UsageError` for anything it can't work with.
+        """
+        run = self._registry.open(
+            name, timeout=timeout, metadata=metadata, policy=policy, streamed_inside=streamed_inside
+        )
+        return cast(Run, run)
+
+    def cancel(
+        self,
+        target: Target,
+        *,
+        reason: Optional[str] = None,
+        actor: Optional[str] = None,
+        wait: Union[Level, str, None] = None,
+        timeout: Optional[float] = None,
+        policy: Optional[CancelPolicy] = None,
+        request_id: Optional[str] = None,
+    ) -> CancelReceipt:
+        """Cancel a run, and say what came of it. Bounded: it returns or raises after at most `timeout` seconds.
+
+        `target` is a run's name, a run, or a stream that came from this client. From the moment this is called
+        nothing of the run is delivered any more. `wait` says what to wait for: `confirmed` (the default: every call
+        has left the transport, its socket is closed, its caller is free), `accepted` or `sent`. From a signal handler
+        or a callback that runs inside the run's own call the end can't be waited for: the receipt says `accepted`.
+
+        Raises `RunCancellationTimeoutError` when it was not confirmed in time (or returns an `unconfirmed` receipt,
+        with `on_timeout="return"`), `UnknownRunError`, `UsageError`.
+        """
+        run = self._registry.find(target)
+        asked = terms(self._registry, run, wait, timeout, policy)
+        return cancel(run, asked, reason=reason, actor=actor, request_id=request_id)
+
+    def cancel_all(
+        self,
+        *,
+        reason: Optional[str] = None,
+        actor: Optional[str] = None,
+        wait: Union[Level, str, None] = None,
+        timeout: Optional[float] = None,
+        policy: Optional[CancelPolicy] = None,
+    ) -> list[CancelReceipt]:
+        """Cancel every live run, all at once, within one `timeout` (seconds). One receipt for each.
+
+        Never raises for a run that could not be confirmed: its receipt says so.
+        """
+        asked = terms(self._registry, None, wait, timeout, policy)
+        started = self._registry.cancel_all_soon(reason=reason, actor=actor, deadline=asked.deadline)
+        return [_wait(each, asked._replace(on_timeout="return")) for each in started]
+
+    def get(self, name: str) -> Run:
+        """The run of that name, live or ended lately. Raises `UnknownRunError`."""
+        return cast(Run, self._registry.find(name))
+
+    def list(self) -> list[Run]:
+        """The runs that have not ended, oldest first; a call outside of any scope is one, too."""
+        return cast("list[Run]", self._registry.live())
+
+    def wait(self, target: Target, timeout: Optional[float] = None) -> Optional[CancelReceipt]:
+        """Wait at most `timeout` seconds for the end of a cancel that somebody has asked for.
+
+        The receipt; None if there is none by then, or nobody has cancelled.
+        """
+        run = self._registry.find(target)
+        cancelling = run._cancelling.get("it")
+        if cancelling is None:
+            return None
+        cancelling.done.wait(timeout)
+        return cancelling.receipt
+
+    def reset(self) -> int:
+        """Replace the client's connection pools by fresh ones. The way out of a poisoned pool (S9).
+
+        Calls under way finish on the old pool and its idle connections are closed; calls that wait for a connection
+        go over to the new one. Returns how many pools were replaced. An HTTP client that is yours is not closed.
+        """
+        return self._reset()
+
+
+def cancel(run: BaseRun, asked: Terms, **facts: Any) -> CancelReceipt:
+    """Cancel `run` on these terms, from this thread."""
+    intent = run.intent(deadline=asked.deadline, level=asked.level, **facts)
+    return _wait(run.request_cancel(intent), asked)
+
+
+def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
+    while not cancelling.done.is_set() and asked.level is Level.CONFIRMED and not stuck(cancelling):
+        left = next_wait(cancelling, asked)
+        if not cancelling.done.wait(left):
+            overdue(cancelling, asked)
+    receipt = answer(cancelling, asked)
+    if receipt.outcome is Outcome.UNCONFIRMED and asked.on_timeout == "raise":
+        raise RunCancellationTimeoutError(receipt=receipt)
+    return receipt
+
+

@@ -1,0 +1,235 @@
+"""One cancellation of one run: a state machine for each of its calls, and the receipt they add up to.
+
+Nothing here waits. Events come from whoever has them (the canceller, the thread that leaves a call, a deadline), in
+any thread and from signal handlers, so they are queued, and whoever gets the lock works the queue off. Nobody ever
+waits for the lock: its holder looks at the queue again after letting go.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Callable, Iterable, Optional
+
+from deadstop.calls.call import Call, current_call
+from deadstop.calls.completion import Completion
+from deadstop.core.diagnosis import Facts, diagnose
+from deadstop.core.machine import (
+    CallFinished,
+    CallLeft,
+    Cancellation,
+    CancelRequested,
+    DeadlinePassed,
+    Effect,
+    Event,
+    GraceSpent,
+    InterruptCall,
+    step,
+)
+from deadstop.core.model import CancelReceipt, Delivered, Evidence, Intent, Level, Outcome
+
+if TYPE_CHECKING:
+    from deadstop.runs.run import BaseRun
+
+__all__ = ["Cancelling"]
+
+log = logging.getLogger("deadstop")
+
+_UNANSWERED = (None, Outcome.SENT, Outcome.ACCEPTED)
+
+
+class Cancelling:
+    """The cancellation of a run. All who cancel it share this one (I7)."""
+
+    def __init__(self, run: BaseRun, intent: Intent) -> None:
+        self.run = run
+        self.intent = intent
+        self.done = Completion()
+        self.finished_before = run.ended and not run.calls  # nothing was left to cancel
+        self._machines: dict[int, Cancellation] = {}
+        self._calls: dict[int, Call] = {}
+        self._children: list[Cancelling] = []
+        self._late: list[Intent] = []
+        self._inbox: deque[tuple[Optional[int], Event]] = deque()
+        self._lock = threading.Lock()
+        self._begun = False
+        self._settled_at: Optional[float] = None
+        self._timed_out: set[int] = set()
+        self._final: Optional[CancelReceipt] = None
+        self._timeout_receipt: Optional[CancelReceipt] = None
+
+    # What happened
+
+    def begin(self, calls: Iterable[Call], children: Iterable[Cancelling]) -> None:
+        """The fence is closed; now abort `calls`. The `children` are being cancelled already."""
+        for call in calls:
+            call.canceller = self
+            self._calls[call.id] = call
+            self._machines[call.id] = Cancellation.new("in_flight")
+            if call.finished:
+                self._inbox.append((call.id, CallFinished(at=time.monotonic())))
+            self._inbox.append((call.id, CancelRequested(at=time.monotonic(), intent=self.intent)))
+        self._children = list(children)
+        self._begun = True
+        for call in list(self._calls.values()):
+            call.left.notify(self._left(call))
+        for child in self._children:
+            child.done.notify(self._work)
+        self._work()
+
+    def join(self, intent: Intent) -> None:
+        """Somebody else wants the same. The first reason stays; this one is appended (I10)."""
+        self._late.append(intent)
+        for number in list(self._machines):
+            self._inbox.append((number, CancelRequested(at=time.monotonic(), intent=intent)))
+        self._work()
+
+    def grace_spent(self) -> None:
+        """The first interruption had its time: interrupt again whatever is still there."""
+        self._tell_all(GraceSpent(at=time.monotonic()))
+
+    def deadline_passed(self) -> None:
+        """Time is up: what has not left by now stays unconfirmed, until it does leave."""
+        for child in self._children:
+            child.deadline_passed()
+        self._tell_all(DeadlinePassed(at=time.monotonic()))
+
+    def _left(self, call: Call) -> Callable[[], None]:
+        def tell() -> None:
+            kind = CallFinished if call.finished or call.completed else CallLeft
+            self._inbox.append((call.id, kind(at=time.monotonic())))
+            self._work()
+
+        return tell
+
+    def _tell_all(self, event: Event) -> None:
+        for number in list(self._machines):
+            self._inbox.append((number, event))
+        self._work()
+
+    # What follows
+
+    def _work(self) -> None:
+        while True:
+            if not self._lock.acquire(blocking=False):
+                return
+            try:
+                while self._inbox:
+                    number, event = self._inbox.popleft()
+                    if number in self._machines:
+                        self._machines[number], effects = step(self._machines[number], event)
+                        self._perform(number, effects)
+                self._settle()
+            finally:
+                self._lock.release()
+            if not self._inbox:
+                return
+
+    def _perform(self, number: int, effects: Iterable[Effect]) -> None:
+        # The fence and the record of the intent come before everything else: the run has done both by now.
+        for effect in effects:
+            if isinstance(effect, InterruptCall):
+                call = self._calls[number]
+                call.interrupt()
+                call.close_idle()
+
+    def _settle(self) -> None:
+        if not self._begun or any(not each.done.is_set() for each in self._children):
+            return
+        if any(not machine.ended for machine in self._machines.values()):
+            return
+        if self._settled_at is None:
+            self._settled_at = time.monotonic()
+        unconfirmed = {n for n, machine in self._machines.items() if machine.outcome is Outcome.UNCONFIRMED}
+        if self._final is not None and unconfirmed:
+            return  # nothing new
+        receipt = self.snapshot()
+        if unconfirmed and self._timeout_receipt is None:
+            self._timed_out = unconfirmed
+            self._timeout_receipt = receipt
+        if self._final is None or self._final.outcome is Outcome.UNCONFIRMED:
+            self._final = receipt
+            self.run.settled(receipt)
+        self.done.set()
+
+    # What is known
+
+    @property
+    def receipt(self) -> Optional[CancelReceipt]:
+        """The receipt, once there is an outcome. An unconfirmed one may be replaced, once (I6)."""
+        return self._final
+
+    def timed_out(self, call: Call) -> Optional[CancelReceipt]:
+        """The receipt of the cancel that did not see `call` leave in time; None if it did."""
+        return self._timeout_receipt if call.id in self._timed_out else None
+
+    def stuck_here(self) -> bool:
+        """Whether the caller stands inside one of the calls itself, so that waiting for it would be in vain.
+
+        So it is for a signal handler on top of a blocked call, and for a hook or a token provider that the call
+        runs. The abort takes effect as soon as they return.
+        """
+        here, thread = current_call.get(), threading.get_ident()
+        for call in self._calls.values():
+            if call.left.is_set():
+                continue
+            if call is here or (not call.in_task and call.thread == thread and call.is_inside()):
+                return True
+        return any(child.stuck_here() for child in self._children)
+
+    def snapshot(self, level: Optional[Level] = None) -> CancelReceipt:
+        """The receipt as it would be now. With a `level`, short of confirmed, for whoever waits for no more."""
+        intent = self.intent
+        facts = tuple(call.facts() for call in self._calls.values())
+        children = tuple(child.receipt or child.snapshot(level) for child in self._children)
+        outcome, evidence = self._outcome(children, level)
+        diagnosis = None
+        if outcome is Outcome.UNCONFIRMED:
+            diagnosis = next((child.diagnosis for child in children if child.diagnosis), None)
+            blocked = [call for call in self._calls.values() if not call.left.is_set()] or list(self._calls.values())
+            if diagnosis is None and blocked:
+                diagnosis = diagnose(_evidence(blocked[0]))
+        every = (*facts, *(fact for child in children for fact in child.calls))
+        return CancelReceipt(
+            run=self.run.name,
+            outcome=outcome,
+            reason=intent.reason,
+            actor=intent.actor,
+            cause=intent.cause,
+            level=level or intent.level,
+            attempts=(),
+            elapsed=(self._settled_at or time.monotonic()) - intent.at,
+            delivered=Delivered(
+                self.run.chunks + sum(fact.chunks for fact in every),
+                self.run.characters + sum(fact.characters for fact in every),
+            ),
+            evidence=evidence,
+            diagnosis=diagnosis,
+            calls=facts,
+            children=children,
+            later=tuple((late.reason, late.actor) for late in self._late),
+            request_id=intent.request_id,
+        )
+
+    def _outcome(self, children: tuple[CancelReceipt, ...], level: Optional[Level]) -> tuple[Outcome, Evidence]:
+        outcomes = {machine.outcome for machine in self._machines.values()} | {child.outcome for child in children}
+        if Outcome.UNCONFIRMED in outcomes:
+            return Outcome.UNCONFIRMED, Evidence.NONE
+        if outcomes & set(_UNANSWERED) or not self._begun:
+            return (Outcome.SENT if level is Level.SENT else Outcome.ACCEPTED), Evidence.NONE
+        if self.finished_before or (self.run.anonymous and outcomes == {Outcome.FINISHED_FIRST}):
+            return Outcome.FINISHED_FIRST, Evidence.TRANSPORT
+        return Outcome.CANCELLED, Evidence.TRANSPORT
+
+
+def _evidence(call: Call) -> Facts:
+    facts = call.facts()
+    return Facts(
+        attempts=() if facts.attempt is None else (facts.attempt,),
+        phase=call.phase if not facts.released else facts.phase,
+        interruptible=not call.opaque,
+        caller_inside=not facts.released,
+        elapsed=facts.elapsed,
+    )

@@ -1,0 +1,273 @@
+"""A run: what was started under one name, and is stopped with it. What threads' and tasks' runs have in common."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from contextvars import ContextVar, Token
+from typing import TYPE_CHECKING, Any, Callable, Optional
+
+from deadstop.calls.call import Call
+from deadstop.core.model import CancelReceipt, Cause, Intent, Level
+from deadstop.core.policy import CancelPolicy
+from deadstop.errors import DeadstopError, RunCancellationTimeoutError, RunCancelledError, UsageError
+from deadstop.runs import timers
+from deadstop.runs.cancelling import Cancelling
+
+if TYPE_CHECKING:
+    from deadstop.runs.registry import Registry
+
+__all__ = ["BaseRun", "current_run"]
+
+log = logging.getLogger("deadstop")
+
+current_run: ContextVar[Optional[BaseRun]] = ContextVar("deadstop_run", default=None)
+"""The innermost scope that is open in the current context."""
+
+
+class BaseRun:
+    """A run and everything inside it: calls, child runs, what to do when it is cancelled.
+
+    Not made by users: `runs.open()` gives one. All of this is safe from any thread and any task; `cancel_soon()`
+    also from a signal handler. A call made outside of any scope is an anonymous run of its own.
+    """
+
+    __slots__ = (
+        "__weakref__",
+        "_callbacks",
+        "_cancelling",
+        "_timer",
+        "_token",
+        "anonymous",
+        "calls",
+        "cancelled",
+        "characters",
+        "children",
+        "chunks",
+        "ended",
+        "metadata",
+        "name",
+        "opened",
+        "parent",
+        "policy",
+        "registry",
+        "streamed_inside",
+        "timeout",
+    )
+
+    def __init__(
+        self,
+        registry: Registry,
+        name: str,
+        *,
+        parent: Optional[BaseRun] = None,
+        policy: Optional[CancelPolicy] = None,
+        timeout: Optional[float] = None,
+        metadata: Optional[Mapping[str, Any]] = None,
+        streamed_inside: bool = False,
+        anonymous: bool = False,
+    ) -> None:
+        self.registry = registry
+        self.name = name
+        self.parent = parent
+        self.policy = policy
+        self.timeout = timeout
+        self.metadata = metadata
+        self.streamed_inside = streamed_inside
+        self.anonymous = anonymous
+        self.opened = time.monotonic()
+        self.cancelled = False
+        self.ended = False
+        self.calls: dict[int, Call] = {}
+        self.children: dict[int, BaseRun] = {}
+        self.chunks = 0  # delivered by calls that are over
+        self.characters = 0
+        self._callbacks: dict[int, Callable[[BaseRun], Any]] = {}
+        self._cancelling: dict[str, Cancelling] = {}
+        self._timer: Any = None
+        self._token: Optional[Token[Optional[BaseRun]]] = None
+
+    # What users ask of a run
+
+    @property
+    def receipt(self) -> Optional[CancelReceipt]:
+        """The receipt of the run's cancel; None while there is no outcome. An unconfirmed one may be refined, once."""
+        cancelling = self._cancelling.get("it")
+        return cancelling.receipt if cancelling is not None else None
+
+    def check(self) -> None:
+        """Raise `RunCancelledError` if the run is cancelled: the gate before a tool call or the next turn."""
+        if self.cancelled:
+            raise self.error()
+
+    def cancel_soon(
+        self, *, reason: Optional[str] = None, actor: Optional[str] = None, cause: Cause = Cause.USER
+    ) -> None:
+        """Cancel and return at once. Never blocks, from any thread, callback or signal handler.
+
+        The fence is closed when it returns; what came of it is in `receipt` later.
+        """
+        self.request_cancel(self.intent(reason=reason, actor=actor, cause=cause))
+
+    def on_cancel(self, callback: Callable[[Any], Any]) -> Callable[[], None]:
+        """Have `callback(run)` called when the run is cancelled; at once if it is. Returns a function that undoes it.
+
+        It is called once, in the thread of whoever cancels, after the fence has closed; it must not block. What it
+        raises is logged: it can't stop the cancel.
+        """
+        if not callable(callback):
+            raise UsageError(f"on_cancel() takes a function of the run, and got {callback!r}.")
+        key = id(callback)
+        while key in self._callbacks:
+            key += 1
+        self._callbacks[key] = callback
+        if self.cancelled:
+            self._call_back()
+        return lambda: (self._callbacks.pop(key, None), None)[1]
+
+    # What the shells and the calls ask of it
+
+    def intent(
+        self,
+        *,
+        reason: Optional[str] = None,
+        actor: Optional[str] = None,
+        cause: Cause = Cause.USER,
+        deadline: float = float("inf"),
+        level: Level = Level.CONFIRMED,
+        request_id: Optional[str] = None,
+    ) -> Intent:
+        """An intent to cancel this run, now."""
+        return Intent(
+            run=self.name,
+            cause=cause,
+            reason=reason,
+            actor=actor,
+            deadline=deadline,
+            level=level,
+            request_id=request_id,
+            at=time.monotonic(),
+        )
+
+    def request_cancel(self, intent: Intent) -> Cancelling:
+        """Close the fence of the run and of all below it, and start to abort their calls. Never blocks.
+
+        The first one in makes the cancellation, everybody else joins it. `dict.setdefault` decides who that is: it
+        is atomic, and unlike a lock it can't be held by the thread that a signal handler runs on top of.
+        """
+        mine = Cancelling(self, intent)
+        cancelling = self._cancelling.setdefault("it", mine)
+        if cancelling is not mine:
+            cancelling.join(intent)
+            return cancelling
+        if not mine.finished_before:
+            self.cancelled = True
+            # Flags first, all the way down: nothing may pass while the interruptions are on their way.
+            calls = list(self.calls.values())
+            for call in calls:
+                call.cancelled = True
+            children = [
+                child.request_cancel(
+                    child.intent(
+                        reason=intent.reason,
+                        actor=intent.actor,
+                        cause=Cause.PARENT,
+                        deadline=intent.deadline,
+                        level=intent.level,
+                    )
+                )
+                for child in list(self.children.values())
+            ]
+            mine.begin(calls, children)
+            self._call_back()
+        else:
+            mine.begin((), ())
+        return mine
+
+    def _call_back(self) -> None:
+        while self._callbacks:
+            try:
+                _, callback = self._callbacks.popitem()
+            except KeyError:
+                return
+            try:
+                callback(self)
+            except Exception:
+                log.exception("An on_cancel callback of run %r failed; the cancel goes on.", self.name)
+
+    def settled(self, receipt: CancelReceipt) -> None:
+        """The cancel has an outcome."""
+        self.registry.settled(self, receipt)
+
+    def error(self, call: Optional[Call] = None) -> DeadstopError:
+        """What a call of this cancelled run raises."""
+        cancelling: Optional[Cancelling] = self._cancelling.get("it")
+        if call is not None and call.canceller is not None:
+            cancelling = call.canceller
+        if cancelling is None:
+            return RunCancelledError(run=self.name)
+        late = cancelling.timed_out(call) if call is not None else None
+        if late is not None:
+            return RunCancellationTimeoutError(receipt=late)
+        intent = cancelling.intent
+        return RunCancelledError(
+            run=cancelling.run.name,
+            reason=intent.reason,
+            actor=intent.actor,
+            cause=intent.cause,
+            receipt=cancelling.receipt,
+        )
+
+    def add(self, call: Call) -> None:
+        """A call begins. In a cancelled run it is born cancelled (I15)."""
+        self.calls[call.id] = call
+        if self.cancelled:
+            call.canceller = self._cancelling.get("it")
+            call.cancelled = True
+
+    def remove(self, call: Call) -> None:
+        """A call is over."""
+        if self.calls.pop(call.id, None) is not None:
+            self.chunks += 0 if self.cancelled else call.chunks
+            self.characters += 0 if self.cancelled else call.characters
+        if self.anonymous:
+            self.end()
+
+    def enter(self) -> None:
+        """The scope is open from here on, in this context; its deadline runs."""
+        if self.parent is not None:
+            self.parent.children[id(self)] = self
+            if self.parent.cancelled:
+                above: Any = self.parent._cancelling.get("it")
+                self.request_cancel(self.intent(reason=above and above.intent.reason, cause=Cause.PARENT))
+        if self.timeout is not None:
+            self._timer = timers.at(self.opened + self.timeout, self._expire)
+        self._token = current_run.set(self)
+
+    def _expire(self) -> None:
+        self.cancel_soon(reason=f"its {self.timeout:g} s are over", cause=Cause.DEADLINE)
+
+    def leave(self) -> list[Call]:
+        """The scope ends. Returns the calls that are still open in it: streams that were left early."""
+        if self._timer is not None:
+            self._timer.stop()
+        if self._token is not None:
+            token, self._token = self._token, None
+            try:
+                current_run.reset(token)
+            except ValueError:  # entered in another context, as an async generator may be
+                current_run.set(self.parent)
+        return list(self.calls.values())
+
+    def end(self) -> None:
+        """Nothing more belongs to the run."""
+        if not self.ended:
+            self.ended = True
+            if self.parent is not None:
+                self.parent.children.pop(id(self), None)
+            self.registry.retire(self)
+
+    def __repr__(self) -> str:
+        state = "cancelled" if self.cancelled else "ended" if self.ended else "open"
+        return f"<{type(self).__name__} {self.name!r}: {state}, {len(self.calls)} calls>"

@@ -1,0 +1,69 @@
+"""One thread for all deadlines of a process. It is there only while there is a deadline to wait for."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+import time
+from typing import Callable
+
+__all__ = ["at"]
+
+_lock = threading.Condition()
+_heap: list[_Timer] = []
+_running = False
+_order = itertools.count()
+
+
+class _Timer:
+    __slots__ = ("_work", "due", "order")
+
+    def __init__(self, due: float, work: Callable[[], None]) -> None:
+        self.due = due
+        self.order = next(_order)
+        self._work: Callable[[], None] | None = work
+
+    def __lt__(self, other: _Timer) -> bool:
+        return (self.due, self.order) < (other.due, other.order)
+
+    def stop(self) -> None:
+        """The work is not wanted any more."""
+        with _lock:
+            self._work = None
+            while _heap and _heap[0]._work is None:
+                heapq.heappop(_heap)
+            if not _heap:
+                _lock.notify()  # the thread has nothing left to wait for, and ends
+
+    def fire(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            work()
+
+
+def at(due: float, work: Callable[[], None]) -> _Timer:
+    """Have `work` called at `due` (seconds, `time.monotonic`), in a thread of ours. It must not block."""
+    global _running
+    timer = _Timer(due, work)
+    with _lock:
+        heapq.heappush(_heap, timer)
+        if _running:
+            _lock.notify()
+        else:
+            _running = True
+            threading.Thread(target=_run, name="deadstop deadlines", daemon=True).start()
+    return timer
+
+
+def _run() -> None:
+    global _running
+    while True:
+        with _lock:
+            while _heap and (left := _heap[0].due - time.monotonic()) > 0:
+                _lock.wait(left)
+            if not _heap:
+                _running = False
+                return
+            timer = heapq.heappop(_heap)
+        timer.fire()

@@ -1,0 +1,66 @@
+"""deadstop's public test kit: an OpenAI-compatible server that misbehaves on demand and records the truth.
+
+    from deadstop.testing import FakeOpenAI, faults
+
+    with FakeOpenAI(rate=200, tokens=50) as server:
+        server.add(faults.StallAfter(3))
+        ...  # OpenAI(base_url=server.base_url, api_key="any")
+        server.wait_for(lambda requests: requests[-1].state == "disconnected")
+
+It needs h11 (`pip install "deadstop[testing]"`), and knows neither the SDK nor its transports. POSIX only.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from deadstop.testing import faults
+    from deadstop.testing.full_backlog import full_backlog
+    from deadstop.testing.process import FakeProcess, serve
+    from deadstop.testing.proxy import FakeProxy
+    from deadstop.testing.record import RequestRecord
+    from deadstop.testing.reply import Audio, Extra, Reply, ToolCall
+    from deadstop.testing.server import FakeOpenAI
+    from deadstop.testing.slow_dns import slow_dns
+
+__all__ = [
+    "Audio",
+    "Extra",
+    "FakeOpenAI",
+    "FakeProcess",
+    "FakeProxy",
+    "Reply",
+    "RequestRecord",
+    "ToolCall",
+    "faults",
+    "full_backlog",
+    "serve",
+    "slow_dns",
+]
+
+_HOME = {
+    "Audio": "reply",
+    "Extra": "reply",
+    "FakeOpenAI": "server",
+    "FakeProcess": "process",
+    "FakeProxy": "proxy",
+    "Reply": "reply",
+    "RequestRecord": "record",
+    "ToolCall": "reply",
+    "full_backlog": "full_backlog",
+    "serve": "process",
+    "slow_dns": "slow_dns",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # On demand: the pytest plugin costs nothing where it is not used, and a missing h11 is said clearly.
+    if name == "faults":
+        return importlib.import_module("deadstop.testing.faults")
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"deadstop.testing.{_HOME[name]}")
+    value = globals()[name] = getattr(module, name)
+    return value

@@ -1,0 +1,80 @@
+"""The remote control of a server in another process: `/__fake__/...`, JSON in and out."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from typing import Any
+from urllib.parse import parse_qs
+
+from deadstop.testing import faults as fault_kinds
+from deadstop.testing.record import RecordBook, RequestRecord
+from deadstop.testing.script import Script
+from deadstop.testing.sse import decode_json
+
+PREFIX = "/__fake__/"
+
+
+class Control:
+    """Answers control requests. Paths and parameters:
+
+    `GET records` -> list of records; with `wait=STATE`, `id=N`, `tokens=N` (at least so many sent) and
+    `timeout=S` only once a record is so, or after the time, then with status 408. `POST faults` `{"fault",
+    "args", "path", "model", "times"}`, `POST clear`, `POST reset`.
+    """
+
+    def __init__(self, script: Script, book: RecordBook) -> None:
+        self._script, self._book = script, book
+        self._stopped = threading.Event()
+
+    def stop(self) -> None:
+        """Ends every wait."""
+        self._stopped.set()
+        self._book.touch()
+
+    def handle(self, method: str, path: str, query: str, body: bytes) -> tuple[int, Any]:
+        """The status and the JSON of the answer."""
+        name = path[len(PREFIX) :].strip("/")
+        try:
+            if (method, name) == ("GET", "records"):
+                return self._records({key: values[-1] for key, values in parse_qs(query).items()})
+            if (method, name) == ("POST", "faults"):
+                self._add(decode_json(body))
+            elif (method, name) == ("POST", "clear"):
+                self._script.clear()
+            elif (method, name) == ("POST", "reset"):
+                self._script.clear()
+                self._book.reset()
+            else:
+                return 404, {"error": f"The control knows no {method} {path}."}
+        except (TypeError, ValueError, KeyError) as error:
+            return 400, {"error": str(error)}
+        return 200, {}
+
+    def _add(self, asked: Any) -> None:
+        if not isinstance(asked, dict) or not isinstance(asked.get("fault"), str):
+            raise ValueError('A fault is asked for as {"fault": NAME, "args": {...}}.')
+        fault = fault_kinds.build(asked["fault"], asked.get("args") or {})
+        self._script.add(fault, path=asked.get("path"), model=asked.get("model"), times=asked.get("times"))
+
+    def _records(self, asked: dict[str, str]) -> tuple[int, Any]:
+        status = 200
+        if asked:
+            try:
+                self._book.wait_for(
+                    lambda records: (
+                        self._stopped.is_set() or any(_is_so(record, asked) for record in records)
+                    ),
+                    float(asked.get("timeout", "5")),
+                )
+            except TimeoutError:
+                status = 408
+        return status, [dataclasses.asdict(record) for record in self._book.snapshot()]
+
+
+def _is_so(record: RequestRecord, asked: dict[str, str]) -> bool:
+    return (
+        asked.get("wait", record.state) == record.state
+        and int(asked.get("id", record.id)) == record.id
+        and record.tokens_sent >= int(asked.get("tokens", 0))
+    )

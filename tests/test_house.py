@@ -1,0 +1,183 @@
+"""The rules of the house that a command can see."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import deadstop
+
+PACKAGE = Path(deadstop.__file__).parent
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+LONGEST = 400  # lines in a file
+
+PUBLIC = {
+    "AsyncAzureOpenAI",
+    "AsyncOpenAI",
+    "AsyncRun",
+    "AsyncRuns",
+    "Attempt",
+    "AzureOpenAI",
+    "Backoff",
+    "CancelPolicy",
+    "CancelReceipt",
+    "DeadstopError",
+    "Diagnosis",
+    "OpenAI",
+    "Run",
+    "RunAlreadyOpenError",
+    "RunCancellationTimeoutError",
+    "RunCancelledError",
+    "Runs",
+    "UnknownRunError",
+    "UnsupportedClientError",
+    "UsageError",
+    "attach",
+    "install",
+    "uninstall",
+}
+
+# The SDK's transport needs h11 too: so the SDK is loaded first, whole, and keeps its own.
+WITHOUT_EXTRAS = """
+import importlib, pkgutil, sys
+import openai
+openai.OpenAI(api_key="none")
+openai.AsyncOpenAI(api_key="none")
+
+EXTRAS = {"h11", "opentelemetry", "rich", "typer"}
+
+class Missing:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.partition(".")[0] in EXTRAS:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+for name in [name for name in sys.modules if name.partition(".")[0] in EXTRAS]:
+    del sys.modules[name]
+sys.meta_path.insert(0, Missing)
+"""
+
+IMPORT_ALL = """
+import deadstop, deadstop.testing.plugin
+
+for name in deadstop.__all__:
+    getattr(deadstop, name)
+for module in pkgutil.walk_packages(deadstop.__path__, "deadstop.", onerror=lambda name: None):
+    if module.name.endswith(".__main__"):
+        continue
+    try:
+        importlib.import_module(module.name)
+    except ImportError as error:
+        print(module.name, "|", error)
+"""
+
+
+def without_extras(code: str) -> subprocess.CompletedProcess[str]:
+    """Run `code` in a process where importing any optional dependency fails."""
+    command = [sys.executable, "-c", WITHOUT_EXTRAS + code]
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50, check=False
+    )
+
+
+def sources() -> Iterator[Path]:
+    """Every Python file of the project that is here: the package, its tests, and in a checkout the rest."""
+    for directory in (PACKAGE, TESTS, ROOT / "bench", ROOT / "docs", ROOT / "scripts"):
+        yield from sorted(directory.rglob("*.py"))
+
+
+def test_the_public_names_are_these() -> None:
+    """A public name comes or goes only together with this list."""
+    assert set(deadstop.__all__) == PUBLIC
+    assert len(deadstop.__all__) == len(PUBLIC)
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC))
+def test_a_public_name_resolves_and_says_what_it_is(name: str) -> None:
+    """Every public name can be imported and has a docstring of its own."""
+    assert getattr(deadstop, name).__doc__
+
+
+def test_the_library_needs_no_extra() -> None:
+    """With every extra missing all of it imports, but for the parts that name the extra they need."""
+    done = without_extras(IMPORT_ALL)
+    assert done.returncode == 0, done.stderr
+    for line in done.stdout.splitlines():
+        module, _, reason = line.partition(" | ")
+        assert re.match(r"deadstop\.(cli|testing|telemetry)\b", module), line
+        assert re.search(r"deadstop\[(cli|testing|otel)\]", reason), line
+
+
+def test_the_command_line_without_its_extra_says_what_to_install() -> None:
+    """Without typer the command ends with a sentence that names the extra, not with a traceback."""
+    done = without_extras("from deadstop.cli import main; sys.exit(main())")
+    assert done.returncode != 0
+    assert "deadstop[cli]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_package_is_typed() -> None:
+    """Type checkers find the marker that says the package has types."""
+    assert (PACKAGE / "py.typed").is_file()
+
+
+def test_no_file_is_long() -> None:
+    """A file that outgrows the limit has a seam along which to split it."""
+    lengths = {str(path): len(path.read_text(encoding="utf-8").splitlines()) for path in sources()}
+    assert {path: lines for path, lines in lengths.items() if lines > LONGEST} == {}
+
+
+def test_no_module_imports_the_package_from_inside() -> None:
+    """Modules import submodules, so the public names can be loaded lazily and no circle can form."""
+    guilty = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names if alias.name == "deadstop"]
+            elif isinstance(node, ast.ImportFrom) and node.module == "deadstop" and not node.level:
+                names = [alias.name for alias in node.names if not is_submodule(alias.name)]
+            else:
+                continue
+            guilty += [f"{path}:{node.lineno} {name}" for name in names]
+    assert guilty == []
+
+
+def is_submodule(name: str) -> bool:
+    """Whether `deadstop.name` is a module or a package."""
+    return (PACKAGE / f"{name}.py").is_file() or (PACKAGE / name).is_dir()
+
+
+def test_every_test_says_its_promise() -> None:
+    """Every test has a docstring."""
+    silent = []
+    for path in sorted(TESTS.rglob("test_*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test_"):
+                silent += [] if ast.get_docstring(node) else [f"{path}:{node.lineno} {node.name}"]
+    assert silent == []
+
+
+def test_no_lock_file_is_tracked() -> None:
+    """The repository holds no uv.lock, which names the registry it was made with."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert [name for name in tracked.splitlines() if Path(name).name == "uv.lock"] == []
+
+
+def test_pins_say_what_and_not_where_from() -> None:
+    """A compiled requirements file holds names, versions and markers: no index, hash, host or path."""
+    if not (ROOT / "requirements").is_dir():
+        pytest.skip("not a checkout")
+    pin = re.compile(r"[a-z0-9-]+==[0-9][0-9a-z.]*( ; [^:/@]+)?")
+    files = (ROOT / "requirements").rglob("*.txt")
+    lines = [line for path in files for line in path.read_text().splitlines()]
+    assert lines
+    assert [line for line in lines if not pin.fullmatch(line)] == []
