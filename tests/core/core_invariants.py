@@ -1,7 +1,8 @@
 """The invariants that the machine can hold, as one judge that watches it from outside.
 
-The judge keeps its own account of what happened (``Witness``), from events and effects alone, and compares the
-machine's word with it after every step. A breach is an AssertionError that begins with the invariant's number.
+The judge keeps its own account of what happened (``Witness``), from events and effects alone, and compares
+the machine's word with it after every step. A breach is an AssertionError that begins with the invariant's
+number.
 """
 
 from __future__ import annotations
@@ -181,8 +182,10 @@ def _judge_request(
     if w.asked:
         assert {type(effect) for effect in effects} <= {Record, Answer}, "I7: a later cancel did something"
         assert after.state is c.state, "I7: a later cancel moved the machine"
-        assert after.deadline is not None and c.deadline is not None
-        assert after.level is not None and c.level is not None
+        assert after.deadline is not None
+        assert c.deadline is not None
+        assert after.level is not None
+        assert c.level is not None
         assert after.deadline <= c.deadline, "I11: the deadline was put off"
         assert after.level.rank >= c.level.rank, "I11: the level was lowered"
         if c.active and not _repeated(w, event):
@@ -229,9 +232,10 @@ def _judge_end(
         assert {type(effect) for effect in effects} <= {Record, Answer}, "I13: work was started after the end"
     if c.state is State.UNCONFIRMED:
         assert after.ended, "I6: an outcome on the record was withdrawn"
-    assert after.refined == (len(seen.settled) == 2), "I6: a refinement is not marked as one"
-    assert len(seen.settled) == after.ended + after.refined, "I5: there is not one outcome"
     assert seen.settled[:-1] in ((), (Outcome.UNCONFIRMED,)), "I5: a second outcome after a final one"
+    assert Outcome.UNCONFIRMED not in seen.settled[1:], "I5: an outcome was recorded twice"
+    assert len(seen.settled) == after.ended + after.refined, "I5: there is not one outcome"
+    assert after.refined == (len(seen.settled) == 2), "I6: a refinement is not marked as one"
     assert seen.settled[-1:] == (() if after.settled is None else (after.settled,)), "I5: two records differ"
     if after.ended:
         assert after.outcome is after.settled, "I5: the record and the state differ"

@@ -54,7 +54,8 @@ CANCEL = CancelRequested(1.0, FIRST)
 
 def told(target: str, *events: Event) -> tuple[Cancellation, tuple[Effect, ...]]:
     """The cancellation after the events, and the effects of the last of them."""
-    c, effects = Cancellation.new(target), ()
+    c = Cancellation.new(target)
+    effects: tuple[Effect, ...] = ()
     for event in events:
         c, effects = step(c, event)
     return c, effects
@@ -222,7 +223,13 @@ def test_neither_a_refusal_nor_an_all_clear_is_believed(answer: Event) -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    [Replied(1.1, 1, 408), Replied(1.1, 1, 429), Replied(1.1, 1, 500), Replied(1.1, 1, 529), SendFailed(1.1, 1)],
+    [
+        Replied(1.1, 1, 408),
+        Replied(1.1, 1, 429),
+        Replied(1.1, 1, 500),
+        Replied(1.1, 1, 529),
+        SendFailed(1.1, 1),
+    ],
     ids=str,
 )
 def test_what_may_pass_is_tried_again(answer: Event) -> None:

@@ -43,6 +43,7 @@ def begin_unrecorded(c: Cancellation, e: Any) -> do.Next:
 
 
 def join_as_the_first(c: Cancellation, e: Any) -> do.Next:
+    assert c.intent is not None
     return replace(do.join(c, e)[0], intent=e.intent, later=(c.intent, *c.later)), (Record(e.intent),)
 
 
@@ -110,11 +111,11 @@ MUTANTS: dict[str, tuple[str, Target, tuple[S, type[Event]], Cell]] = {
     ),
     "a second cancel sends again": (
         *("I7", Target.REMOTE, (S.SENDING, CancelRequested)),
-        (go(STAY, do.join, do.send_cancel),),
+        (go(STAY, when=do.request_repeated), go(STAY, do.join, do.send_cancel)),
     ),
     "a second cancel interrupts again": (
         *("I7", Target.IN_FLIGHT, (S.SENDING, CancelRequested)),
-        (go(STAY, do.join, do.interrupt_call),),
+        (go(STAY, when=do.request_repeated), go(STAY, do.join, do.interrupt_call)),
     ),
     "a cancel is sent while the last one is unanswered": (
         *("I7", Target.REMOTE, (S.SENDING, GraceSpent)),
@@ -161,7 +162,7 @@ MUTANTS: dict[str, tuple[str, Target, tuple[S, type[Event]], Cell]] = {
         (go(S.SENDING, do.send_cancel),),
     ),
     "a cancel is sent to a run that has finished": (
-        *("I6", Target.REMOTE, (S.LOST_RACE, Recorded)),
+        *("I13", Target.REMOTE, (S.LOST_RACE, Recorded)),
         (go(STAY, do.send_cancel),),
     ),
     "a finished run is cancelled": (
@@ -195,4 +196,4 @@ def test_the_mutant_is_caught(name: str) -> None:
 def test_every_invariant_of_the_core_has_a_mutant() -> None:
     """Each invariant that the judge checks is shown to be able to fail."""
     caught = {invariant for invariant, *_ in MUTANTS.values()}
-    assert caught == {f"I{n}" for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 18, 20)}
+    assert caught == {f"I{n}" for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 18, 20)}

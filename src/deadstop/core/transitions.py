@@ -159,10 +159,8 @@ READ_FAILED: Cell = (
     go(ACCEPTED, start_poll_timer, when=read_accepted),
     go(BACKING_OFF, plan_retry, when=read_awaited),
 )
-TIMER: Cell = (
-    go(SENDING, send_cancel, when=retry_due),
-    go(VERIFYING, read_status, when=poll_due),
-)
+POLL: Cell = (go(VERIFYING, read_status, when=poll_due),)
+TIMER: Cell = (go(SENDING, send_cancel, when=retry_due), *POLL)
 
 _ROWS: Mapping[State, Mapping[type[Event], Cell]] = {
     NONE: {
@@ -234,7 +232,7 @@ _ROWS: Mapping[State, Mapping[type[Event], Cell]] = {
     ACCEPTED: {
         CancelRequested: LATER_CANCEL,
         StatusRead: TERMINAL,
-        TimerFired: TIMER,
+        TimerFired: POLL,
         GraceSpent: GRACE_SPENT,
         DeadlinePassed: DEADLINE,
         CallLeft: IGNORE,  # a remote run goes on without its caller

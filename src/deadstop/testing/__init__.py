@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from deadstop.testing import faults
-    from deadstop.testing.full_backlog import full_backlog
+    from deadstop.testing.backlog import full_backlog
+    from deadstop.testing.dns import slow_dns
     from deadstop.testing.process import FakeProcess, serve
     from deadstop.testing.proxy import FakeProxy
     from deadstop.testing.record import RequestRecord
     from deadstop.testing.reply import Audio, Extra, Reply, ToolCall
     from deadstop.testing.server import FakeOpenAI
-    from deadstop.testing.slow_dns import slow_dns
 
 __all__ = [
     "Audio",
@@ -49,9 +49,9 @@ _HOME = {
     "Reply": "reply",
     "RequestRecord": "record",
     "ToolCall": "reply",
-    "full_backlog": "full_backlog",
+    "full_backlog": "backlog",
     "serve": "process",
-    "slow_dns": "slow_dns",
+    "slow_dns": "dns",
 }
 
 
