@@ -7,6 +7,10 @@ import os
 import pytest
 from hypothesis import settings
 
+from worlds import world
+
+__all__ = ["anyio_backend", "world"]
+
 # Examples are the same in every run, and a slow machine is no failure.
 # HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("same", deadline=None, derandomize=True, print_blob=True)

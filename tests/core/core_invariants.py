@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from deadstop.core.machine import (
     TRANSITIONS,
+    AbandonWait,
     Answer,
     CallFinished,
     CallLeft,
@@ -25,7 +26,9 @@ from deadstop.core.machine import (
     IdLearned,
     InterruptCall,
     NeverSent,
+    PlanRetry,
     ReadFailed,
+    ReadStatus,
     Record,
     Recorded,
     Replied,
@@ -52,7 +55,7 @@ LOOSER = Intent("run", deadline=20.0, level=Level.SENT, actor="carol")
 
 def alphabet(c: Cancellation) -> Iterator[Event]:
     """Every event worth telling a machine in this state: the expected, the late, the repeated, the absurd."""
-    for intent in (FIRST, TIGHTER, LOOSER):
+    for intent in (FIRST, TIGHTER, LOOSER) if c.intent else (FIRST,):
         yield CancelRequested(1.0, intent)
     for plain in (Recorded, IdLearned, NeverSent, CallLeft, CallFinished, GraceSpent, DeadlinePassed):
         yield plain(1.0)
@@ -95,6 +98,7 @@ class Witness:
     out: bool = False  # a cancel request is in flight
     interrupts: int = 0
     retry_timer: int | None = None
+    pending: tuple[str, int] | None = None  # what the shell was told to do and has not reported on
     settled: tuple[Outcome, ...] = ()
 
 
@@ -112,11 +116,14 @@ def judged(
     _judge_request(c, w, event, after, effects)
     _judge_sends(c, told, event, effects, seen)
     _judge_end(c, event, after, effects, seen)
+    _judge_progress(c, told, event, after, effects, seen)
     return after, seen
 
 
 def _told(w: Witness, event: Event) -> Witness:
     """The witness's account after the event, before the machine's reaction."""
+    if _report(event) == w.pending:
+        w = replace(w, pending=None)
     in_flight = w.target is Target.IN_FLIGHT
     if isinstance(event, CancelRequested):
         return w if _repeated(w, event) else replace(w, asked=(*w.asked, event.intent))
@@ -145,6 +152,11 @@ def _shown(c: Cancellation, w: Witness, event: Event, effects: tuple[Effect, ...
             assert not w.out, "I7: a cancel request was sent while another was in flight"
             assert effect.attempt == w.sent + 1, "I7: the attempts are not numbered one by one"
             w = replace(w, sent=effect.attempt, out=True)
+            w = replace(w, pending=("send", effect.attempt))
+        elif isinstance(effect, ReadStatus):
+            w = replace(w, pending=("read", effect.read))
+        elif isinstance(effect, PlanRetry):
+            w = replace(w, pending=("plan", effect.attempt))
         elif isinstance(effect, InterruptCall):
             w = replace(w, interrupts=w.interrupts + 1)
         elif isinstance(effect, Settle):
@@ -153,8 +165,19 @@ def _shown(c: Cancellation, w: Witness, event: Event, effects: tuple[Effect, ...
             allowed = isinstance(event, RetryPlanned) and event.allowed
             if isinstance(event, RetryPlanned) and c.deadline is not None:
                 allowed = allowed and event.at + event.delay < c.deadline
-            w = replace(w, retry_timer=effect.timer if allowed else None)
+            w = replace(w, retry_timer=effect.timer if allowed else None, pending=("timer", effect.timer))
     return w
+
+
+def _report(event: Event) -> tuple[str, int]:
+    """Which of the things that a shell may be told to do this event reports on."""
+    if isinstance(event, (Replied, SendFailed)):
+        return "send", event.attempt
+    if isinstance(event, (StatusRead, ReadFailed)):
+        return "read", event.read
+    if isinstance(event, RetryPlanned):
+        return "plan", event.attempt
+    return ("timer", event.timer) if isinstance(event, TimerFired) else ("nothing", 0)
 
 
 def _repeated(w: Witness, event: CancelRequested) -> bool:
@@ -246,6 +269,41 @@ def _judge_end(
         assert after.state in FINAL, "I18: the truth was read and not believed"
 
 
+def _judge_progress(
+    c: Cancellation,
+    told: Witness,
+    event: Event,
+    after: Cancellation,
+    effects: tuple[Effect, ...],
+    seen: Witness,
+) -> None:
+    """What must happen, where the rest says what must not."""
+    in_flight = seen.target is Target.IN_FLIGHT
+    open_still = c.active or c.state is State.UNCONFIRMED
+    if open_still and (seen.gone or (in_flight and seen.finished)):
+        assert after.state in FINAL, "I3: the run is over and the cancel goes on"
+    if isinstance(event, CancelRequested) and c.state is State.NONE:
+        over = seen.finished or seen.cancelled
+        assert after.ended == over, "I3: what was over is not said to be, or what was not is"
+        assert (InterruptCall() in effects) == (in_flight and not over), "I3: the call was not interrupted"
+    if after.active and seen.recorded and seen.known and not in_flight:
+        assert seen.pending is not None, "I3: a cancel is under way and nothing is being done about it"
+    if c.active and isinstance(event, GraceSpent) and not c.escalated:
+        assert after.state is State.ESCALATING, "I11: spent grace did not escalate"
+        expected = (InterruptCall(),) if in_flight else (InterruptCall(), AbandonWait())
+        assert effects == expected, "I11: the escalation left the socket open or the caller waiting"
+    if c.active and after.state is State.UNCONFIRMED:
+        assert AbandonWait() in effects, "I1: the deadline left the caller waiting"
+    if after.state is State.PARKED and c.state is not State.PARKED:
+        assert Answer(Outcome.PARKED, Level.SENT) in effects, "I1: who waits for no more was not answered"
+    if isinstance(event, RequestLeft) and told.pending == ("send", event.attempt) and c.active:
+        assert effects == (Answer(Outcome.SENT, Level.SENT),), "I1: who waits for no more was not answered"
+    if after.state is State.ACCEPTED and not c.accepted:
+        assert Answer(Outcome.ACCEPTED, Level.ACCEPTED) in effects, (
+            "I1: who waits for no more was not answered"
+        )
+
+
 def walk(table: Table, target: Target, depth: int) -> int:
     """Tell every order of events, up to ``depth`` of them. Returns how many situations there are."""
     start = born(target)
@@ -261,6 +319,8 @@ def walk(table: Table, target: Target, depth: int) -> int:
                     raise AssertionError(f"{breach}\nafter {[*path, event]}") from None
                 if there not in known:
                     known.add(there)
+                    if there[0].state in FINAL and len(there[0].later) > 1:
+                        continue  # nothing can come of it but more latecomers
                     following.append((there, (*path, event)))
         frontier = following
     return len(known)

@@ -89,6 +89,10 @@ MUTANTS: dict[str, tuple[str, Target, tuple[S, type[Event]], Cell]] = {
         *("I3", Target.REMOTE, (S.NONE, CancelRequested)),
         (go(S.INTENT, begin_unrecorded),),
     ),
+    "a refusal leaves nobody in charge": (
+        *("I3", Target.REMOTE, (S.SENDING, Replied)),
+        (go(S.VERIFYING, when=do.reply_awaited),),
+    ),
     "the fence is left open": (
         *("I4", Target.IN_FLIGHT, (S.NONE, CancelRequested)),
         (go(S.SENDING, begin_unfenced, do.interrupt_call),),

@@ -68,7 +68,7 @@ def test_a_retry_after_that_is_no_number_is_ignored() -> None:
     ],
 )
 def test_a_bad_setting_is_refused_with_what_to_do(settings: dict[str, Any], says: str) -> None:
-    """What would break a promise is refused when it is given, in a sentence that says what to give instead."""
+    """What would break a promise is refused at once, in a sentence that says what to give instead."""
     with pytest.raises(UsageError) as refused:
         CancelPolicy().replace(**settings)
     assert says in str(refused.value)
@@ -76,9 +76,7 @@ def test_a_bad_setting_is_refused_with_what_to_do(settings: dict[str, Any], says
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [{"initial": 0}, {"multiplier": 0.5}, {"jitter": 2}, {"initial": 9}, {"maximum": math.inf}],
-    ids=str,
+    "settings", [{"initial": 0}, {"multiplier": 0.5}, {"jitter": 2}, {"initial": 9}, {"maximum": 0}]
 )
 def test_a_bad_backoff_is_refused(settings: dict[str, float]) -> None:
     """A backoff that shrinks, never waits or never ends is refused."""

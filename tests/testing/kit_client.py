@@ -10,8 +10,9 @@ import ssl
 import struct
 from types import TracebackType
 from typing import Any
+from urllib.parse import urlsplit
 
-from deadstop.testing import FakeOpenAI
+from deadstop.testing import FakeOpenAI, FakeProcess
 
 CHAT = "/v1/chat/completions"
 
@@ -19,8 +20,9 @@ CHAT = "/v1/chat/completions"
 class KitClient:
     """One connection to a fake server."""
 
-    def __init__(self, server: FakeOpenAI, tls: ssl.SSLContext | None = None) -> None:
-        self.sock: socket.socket = socket.create_connection((server.host, server.port), timeout=10)
+    def __init__(self, server: FakeOpenAI | FakeProcess, tls: ssl.SSLContext | None = None) -> None:
+        url = urlsplit(server.base_url)
+        self.sock: socket.socket = socket.create_connection((url.hostname, url.port), timeout=10)
         self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
             self.sock = tls.wrap_socket(self.sock, server_hostname="localhost")

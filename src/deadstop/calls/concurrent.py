@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from typing import Any, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Optional
+from typing import Any, Awaitable, Callable, Iterable, Iterator, Optional
 
 import anyio
 
@@ -252,35 +252,41 @@ class _Body:
         self._loop = Loop.current()
         self._closed = False
         self._busy = False
+        self._chunks: Any = None
         call.closer = self._close_soon
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    # Not an async generator: the SDK drops its stream half-way when it has read [DONE], and event loops grumble
+    # about generators that are left so.
+
+    def __aiter__(self) -> _Body:
+        self._chunks = self._inner.__aiter__()
+        return self
+
+    async def __anext__(self) -> bytes:
         call = self._call
-        chunks = self._inner.__aiter__()
-        while True:
-            self._busy = True
-            call.phase = Phase.READING
-            try:
-                call.check()
-                if call.socket is None and call.scope_waker is None:
-                    with interruptible(call):
-                        chunk = await _next(chunks)
-                else:
-                    chunk = await _next(chunks)
-                call.check()
-            except BaseException as error:
-                with anyio.CancelScope(shield=True):
-                    await self.aclose()
-                if call.cancelled and isinstance(error, Exception):
-                    raise Interruption(call) from None
-                raise
-            finally:
-                self._busy = False
-            call.phase = Phase.BETWEEN_EVENTS
-            if chunk is None:
-                call.completed = True
-                return
-            yield chunk
+        self._busy = True
+        call.phase = Phase.READING
+        try:
+            call.check()
+            if call.socket is None and call.scope_waker is None:
+                with interruptible(call):
+                    chunk = await _next(self._chunks)
+            else:
+                chunk = await _next(self._chunks)
+            call.check()
+        except BaseException as error:
+            with anyio.CancelScope(shield=True):
+                await self.aclose()
+            if call.cancelled and isinstance(error, Exception):
+                raise Interruption(call) from None
+            raise
+        finally:
+            self._busy = False
+        call.phase = Phase.BETWEEN_EVENTS
+        if chunk is None:
+            call.completed = True
+            raise StopAsyncIteration
+        return chunk
 
     async def aclose(self) -> None:
         if self._closed:

@@ -11,6 +11,8 @@ import inspect
 import weakref
 from typing import Any, AsyncIterator, Iterator, Optional
 
+import anyio
+
 from deadstop.calls.call import Call, Interruption
 from deadstop.calls.pool import recast
 
@@ -71,7 +73,7 @@ class FencedAsync:
     async def __anext__(self) -> Any:
         call = self._call
         if call.cancelled:
-            raise call.stopped()
+            raise await self._stopped()
         try:
             item = await self._next()
         except (Interruption, Exception) as error:
@@ -81,8 +83,15 @@ class FencedAsync:
         call.chunks += 1
         call.characters += characters_in(item)
         if call.cancelled:
-            raise call.stopped()
+            raise await self._stopped()
         return item
+
+    async def _stopped(self) -> BaseException:
+        # Event loops grumble about generators that are dropped half-way; the SDK's ends by closing the response.
+        error = self._call.stopped()
+        with anyio.CancelScope(shield=True):
+            await self.aclose()
+        return error
 
     async def aclose(self) -> None:
         """What an async generator would have: stop iterating."""

@@ -20,7 +20,8 @@ def slow_dns(host: str, seconds: float | None = None) -> Iterator[threading.Even
 
     def patched(name: Any, *args: Any, **kwargs: Any) -> Any:
         plain = name.decode("ascii", "replace") if isinstance(name, bytes) else name
-        if plain != host:
+        flags = kwargs.get("flags", args[4] if len(args) > 4 else 0)
+        if plain != host or flags & socket.AI_NUMERICHOST:  # asks whether it is an address: that never waits
             return real(name, *args, **kwargs)
         asked.set()
         left.wait(seconds)

@@ -70,7 +70,7 @@ def chunks(reply: Reply, body: Mapping[str, Any], stamp: Stamp = STAMP) -> Itera
 def token_count(reply: Reply, body: Mapping[str, Any]) -> int:
     """How many tokens the answer takes, all choices together."""
     limit = limit_of(body)
-    return sum(len(reply.pieces(limit, number)) for number in range(choice_count(body)))
+    return sum(reply.count(limit, number) for number in range(choice_count(body)))
 
 
 def choice_count(body: Mapping[str, Any]) -> int:

@@ -6,8 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
-from itertools import islice
+from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
 
 _TOKEN = re.compile(r"\s*\S{1,8}|\s+")
@@ -114,12 +113,23 @@ class Reply:
 
         Choices after the first start with a token `#n `, so that mixing up two of them shows.
         """
-        return list(islice(self._pieces(choice), None if limit is None else max(0, limit)))
-
-    def _pieces(self, choice: int) -> Iterator[Piece]:
-        yield from (Piece("reasoning", part) for part in split(self.reasoning_content))
+        every = self._pieces
         if choice and self.has_text:
-            yield Piece("text", f"#{choice} ")
+            at = len(split(self.reasoning_content))
+            every = (*every[:at], Piece("text", f"#{choice} "), *every[at:])
+        return list(every if limit is None else every[: max(0, limit)])
+
+    def count(self, limit: int | None = None, choice: int = 0) -> int:
+        """How many `pieces` there are."""
+        every = len(self._pieces) + (1 if choice and self.has_text else 0)
+        return every if limit is None else min(every, max(0, limit))
+
+    @cached_property  # a long answer would otherwise be cut up anew by each request, and nobody watch its peer
+    def _pieces(self) -> tuple[Piece, ...]:
+        return tuple(self._cut_up())
+
+    def _cut_up(self) -> Iterator[Piece]:
+        yield from (Piece("reasoning", part) for part in split(self.reasoning_content))
         text = self.tokens if self.tokens is not None else split(self.text)
         yield from (Piece("text", part) for part in text)
         yield from (Piece("refusal", part) for part in split(self.refusal))
@@ -139,7 +149,7 @@ class Reply:
 
     def is_cut(self, limit: int | None, choice: int = 0) -> bool:
         """Whether a limit of `limit` tokens leaves some of the answer out."""
-        return limit is not None and len(self.pieces(limit + 1, choice)) > max(0, limit)
+        return self.count(limit, choice) < self.count(None, choice)
 
 
 @lru_cache(maxsize=64)

@@ -40,6 +40,8 @@ class Script:
         self.tokens = tokens
         self.burst = burst
         self.reply = reply
+        # Kept, so that a Reply is filled once and not by each request.
+        self._last_filled: tuple[Reply | None, int, Reply] = (None, 0, Reply())
         self._lock = threading.Lock()
         self._planned: list[_Planned] = []
         for fault in faults:
@@ -78,7 +80,10 @@ class Script:
     def reply_to(self, body: Mapping[str, Any]) -> Reply:
         """What to say to this request."""
         reply = self.reply(body) if callable(self.reply) else self.reply
-        return reply.filled(self.tokens)
+        last = self._last_filled
+        if last[0] is not reply or last[1] != self.tokens:
+            last = self._last_filled = (reply, self.tokens, reply.filled(self.tokens))
+        return last[2]
 
     def _take(self, chosen: Callable[[_Planned], bool]) -> list[Fault]:
         if not self._planned:

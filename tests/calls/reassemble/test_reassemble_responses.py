@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deadstop.calls.reassemble import Assembled, Assembler, Truncated, plan
@@ -146,6 +146,7 @@ json_values = st.recursive(
 
 
 @given(st.dictionaries(st.text(), json_values), st.text(), st.booleans(), st.data())
+@settings(max_examples=50, deadline=None)
 def test_any_response_comes_back_equal(body: Any, delta: str, escape: bool, data: st.DataObject) -> None:
     """Whatever the response holds, however it is cut, what comes out parses to what was sent."""
     said = json.dumps({"type": "response.output_text.delta", "delta": delta}, ensure_ascii=escape)

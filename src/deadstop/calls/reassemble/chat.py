@@ -40,7 +40,7 @@ class ChatAssembler(Assembler):
         self._choices: dict[int, _Choice] = {}
 
     def _take(self, name: bytes, data: bytes) -> bool:
-        if data.startswith(b"[DONE]"):
+        if data.lstrip().startswith(b"[DONE]"):
             return True
         text = data.decode("utf-8", "replace")
         try:
@@ -83,10 +83,11 @@ class ChatAssembler(Assembler):
         mine = self._choices.get(index)
         if mine is None:
             mine = self._choices[index] = _Choice()
-        if choice.get("usage"):
+        usage = choice.pop("usage", None)
+        if usage:
             # Moonshot reports the usage inside the choice, when streaming only.
             self._has_usage = True
-            self._usage = choice.pop("usage")
+            self._usage = usage
         mine.take(choice)
 
     def _assemble(self) -> Assembled:

@@ -147,6 +147,6 @@ def _block(text: str) -> dict[str, Any]:
 
 
 def _text(key: str, pieces: Text, deltas: int) -> str:
-    if key not in _GROWS and len(pieces) == deltas > 1 and pieces.count(pieces[0]) == deltas:
+    if key not in _GROWS and deltas > 1 and pieces.count(pieces[0]) == deltas:
         return pieces[0]
     return "".join(pieces)

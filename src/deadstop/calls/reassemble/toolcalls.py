@@ -15,15 +15,15 @@ class ToolCalls:
 
     A fragment belongs to the call with its `index`; without one, to the call with its `id`; without either,
     to the call at its place in the delta when there are several, else to the last one. It opens a new call
-    instead when it brings another id, or a name and arguments, and the arguments collected so far are already
-    whole: lmdeploy, older Gemini endpoints and several gateways number parallel calls all 0, or not at all.
+    instead when it brings another id (unless the arguments so far are half a JSON: then it is noise), when
+    it brings a name and more arguments though those so far are whole, or, unnumbered, another name. lmdeploy,
+    some Gemini endpoints and several gateways number parallel calls all 0, or not at all.
     """
 
     def __init__(self) -> None:
         self._calls: list[Node] = []
         self._by_index: dict[int, Node] = {}
-        self._order: dict[int, int] = {}
-        self._ambiguous = False
+        self._places: list[int] = []
 
     def take(self, fragments: list[Any]) -> None:
         for place, fragment in enumerate(fragments):
@@ -38,10 +38,8 @@ class ToolCalls:
 
     def result(self) -> list[dict[str, Any]]:
         """Return the calls as a message that is not streamed lists them: ordered by index, and without it."""
-        calls = self._calls
-        if not self._ambiguous:
-            calls = sorted(calls, key=lambda call: self._order[id(call)])
-        return [_whole(settle(call)) for call in calls]
+        placed = sorted(zip(self._places, self._calls), key=lambda pair: pair[0])
+        return [_whole(settle(call)) for _, call in placed]
 
     def _home(self, fragment: dict[str, Any], index: Optional[int], place: int, count: int) -> Node:
         name, text = _name(fragment), _arguments(fragment)
@@ -51,52 +49,50 @@ class ToolCalls:
             call = self._by_index.get(index)
         elif call_id is not None:
             call = next((c for c in reversed(self._calls) if c.get("id") == call_id), None)
-            if call is None and self._calls and not self._calls[-1].get("id") and not name:
-                call = self._calls[-1]
         elif count > 1:
             call = self._calls[place] if place < len(self._calls) else None
         elif self._calls:
             call = self._calls[-1]
-        if call is not None and not _is_another(call, call_id, name, text):
+        if call is not None and not _is_another(call, call_id, name, text, index is not None):
             return call
-        if call is not None or index is None:
-            self._ambiguous = True
+        # One that has no index, or another's, comes after all that came before it.
+        last = max(self._places, default=0)
+        self._places.append(last if index is None or call is not None else index)
         call = Node()
         self._calls.append(call)
-        self._order[id(call)] = -1 if index is None else index
         return call
 
 
-def _is_another(call: Node, call_id: Any, name: Any, text: Any) -> bool:
-    known = call.get("id")
-    if call_id and known and call_id != known:
-        return not _is_partial(call)
-    if call_id and call_id == known:
+def _is_another(call: Node, call_id: Any, name: Any, text: Any, numbered: bool) -> bool:
+    known_id, known_name = call.get("id"), _name(call)
+    if call_id and known_id:
+        return bool(call_id != known_id) and (not _has_arguments(call) or _is_whole(call))
+    if not name or not known_name:
         return False
-    if not name or not text:
-        return False
-    return name != _name(call) or _is_whole(call)
+    if name != known_name and not numbered:
+        return True
+    return bool(text) and _is_whole(call)
 
 
-def _collected(call: Node) -> str:
+def _pieces(call: Node) -> list[str]:
     function = call.get("function")
     pieces = function.get("arguments") if isinstance(function, dict) else None
-    return "".join(pieces) if isinstance(pieces, Text) else ""
+    return pieces if isinstance(pieces, Text) else []
+
+
+def _has_arguments(call: Node) -> bool:
+    return any(_pieces(call))
 
 
 def _is_whole(call: Node) -> bool:
-    text = _collected(call).strip()
-    if not text.endswith("}"):
+    pieces = _pieces(call)
+    if not pieces or not pieces[-1].rstrip().endswith("}"):
         return False
     try:
-        json.loads(text)
+        json.loads("".join(pieces))
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _is_partial(call: Node) -> bool:
-    return bool(_collected(call)) and not _is_whole(call)
 
 
 def _name(call: dict[str, Any]) -> Any:

@@ -1,0 +1,185 @@
+"""Many cancels at random moments of calls in tasks, from tasks and threads, and what they leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import itertools
+import random
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import deadstop
+from bench import census
+from bench.sampling import SEED
+from bench.trial import EXACT, MESSAGES, RATE, TEXT, TOKENS, Tally, Trial, draw, sent_again
+from deadstop.testing import FakeProcess
+
+WORKERS = 10
+NEIGHBOURS = 2
+CONNECTIONS = 8  # fewer than callers: some wait for the pool
+WAYS = ("name", "run", "soon", "stream", "twice", "deadline", "parent", "from a thread", "native")
+
+
+def stress_tasks(cancels: int) -> Tally:
+    """So many calls in tasks, each cancelled once or more."""
+    with FakeProcess(rate=RATE, tokens=TOKENS) as server:
+        return asyncio.run(_stress(server, cancels))
+
+
+async def _stress(server: FakeProcess, cancels: int) -> Tally:
+    tally = Tally()
+    client = deadstop.AsyncOpenAI(base_url=server.base_url, api_key="bench")
+    http: Any = client._client
+    http._transport._pool._max_connections = CONNECTIONS
+    await client.models.list()  # whatever is made once is made now
+    before, tasks = census.take((client,)), len(asyncio.all_tasks())
+    numbers = itertools.count(1)
+    done = asyncio.Event()
+    neighbours = [asyncio.ensure_future(_live_next_door(client, each, done, tally)) for each in range(NEIGHBOURS)]
+    await asyncio.gather(
+        *(_work(client, numbers, cancels, random.Random(SEED - 1 - each), tally) for each in range(WORKERS))
+    )
+    done.set()
+    await asyncio.gather(*neighbours)
+    del neighbours
+
+    def clean() -> bool:
+        return census.is_clean(before, census.take((client,))) and len(asyncio.all_tasks()) <= tasks
+
+    deadline = asyncio.get_running_loop().time() + census.QUIET
+    while not clean() and asyncio.get_running_loop().time() < deadline:
+        await asyncio.sleep(0.01)
+    tally.leaked = {**census.leaked(before, census.take((client,))), "tasks": len(asyncio.all_tasks()) - tasks}
+    gc.collect()
+    await asyncio.sleep(0.05)
+    after = census.leaked(before, census.take((client,)))
+    tally.leaked_after_collection = {**after, "tasks": len(asyncio.all_tasks()) - tasks}
+    tally.sent_again = sent_again(server.records(), tally)
+    await client.close()
+    return tally
+
+
+async def _work(client: Any, numbers: Iterator[int], cancels: int, rng: random.Random, tally: Tally) -> None:
+    while True:
+        number = next(numbers)
+        if number > cancels:
+            return
+        trial = draw(rng, number, WAYS, tally.pace)
+        # A task of its own: a native cancellation ends it, and not the worker.
+        task = asyncio.ensure_future(_try(client, trial, tally))
+        if trial.way == "native":
+            await asyncio.sleep(trial.delay)
+            task.cancel()
+            tally.count(cancels=1)
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def _try(client: Any, trial: Trial, tally: Tally) -> None:
+    timeout = trial.delay + 1e-4 if trial.way == "deadline" else None
+    async with contextlib.AsyncExitStack() as stack:
+        parent = None
+        if trial.way == "parent":
+            parent = await stack.enter_async_context(client.runs.open(f"parent of {trial.name}"))
+        cancellers: list[Any] = []
+        inside = trial.shape == "inside"
+        async with client.runs.open(trial.name, timeout=timeout, streamed_inside=inside) as run:
+            if trial.way != "stream":
+                run.on_cancel(trial.fence)
+            if trial.way != "native":
+                tally.count(cancels=1)
+            if trial.way == "from a thread":
+                timer = threading.Timer(trial.delay, run.cancel_soon)
+                timer.start()
+                cancellers.append(_join(timer))
+            for _ in range({"twice": 2, "deadline": 0, "native": 0, "from a thread": 0}.get(trial.way, 1)):
+                cancellers.append(asyncio.ensure_future(_cancel(client, run, parent, trial, tally)))
+            await _call(client, trial, tally)
+            trial.stream = None
+        await asyncio.gather(*cancellers)
+        if run.receipt is not None and trial.way in ("deadline", "from a thread"):
+            tally.receipt(run.receipt)
+
+
+async def _join(thread: threading.Thread) -> None:
+    while thread.is_alive():
+        await asyncio.sleep(0.002)
+
+
+async def _cancel(client: Any, run: Any, parent: Any, trial: Trial, tally: Tally) -> None:
+    await asyncio.sleep(trial.delay)
+    try:
+        if trial.way == "soon":
+            run.cancel_soon()
+            trial.fence()
+            receipt = await client.runs.wait(run, 5)
+        elif trial.way == "run":
+            receipt = await run.cancel()
+        elif trial.way == "parent":
+            receipt = await parent.cancel()
+        elif trial.way == "stream":
+            receipt = await client.runs.cancel(trial.stream or run)
+        else:
+            receipt = await client.runs.cancel(trial.name)
+        if receipt.outcome != "finished_first":
+            trial.fence()
+        tally.receipt(receipt)
+    except Exception as error:
+        tally.surprise(f"cancel by {trial.way}", error)
+
+
+async def _call(client: Any, trial: Trial, tally: Tally) -> None:
+    tally.count(calls=1)
+    try:
+        await _consume(client, trial, tally)
+    except deadstop.RunCancelledError:
+        pass
+    except asyncio.CancelledError as error:
+        if trial.way != "native":
+            tally.surprise(f"{trial.shape} cancelled by {trial.way}", error)
+        raise
+    except Exception as error:
+        tally.surprise(f"{trial.shape} cancelled by {trial.way}", error)
+
+
+async def _consume(client: Any, trial: Trial, tally: Tally) -> None:
+    before = trial.fenced
+    if not trial.streamed:
+        await client.chat.completions.create(model=trial.model, messages=MESSAGES)
+        if before:
+            tally.count(delivered=1)
+        return
+    trial.stream = await client.chat.completions.create(model=trial.model, messages=MESSAGES, stream=True)
+    events = 0
+    async for _ in trial.stream:
+        late = trial.fenced  # the very next line, and no call in it: see EXACT
+        events += 1
+        if before or (late and EXACT):
+            tally.count(delivered=1)
+        if trial.shape == "left early" and events == 3:
+            trial.stream = None
+            break
+        before = trial.fenced
+
+
+async def _live_next_door(client: Any, number: int, done: asyncio.Event, tally: Tally) -> None:
+    """Make calls that nobody cancels, on the same client, until the others are through."""
+    for turn in itertools.count():
+        if done.is_set():
+            return
+        model, began = f"neighbour-{number}-{turn}", time.monotonic()
+        try:
+            if turn % 2:
+                answer = await client.chat.completions.create(model=model, messages=MESSAGES)
+                text = answer.choices[0].message.content
+            else:
+                stream = await client.chat.completions.create(model=model, messages=MESSAGES, stream=True)
+                text = "".join([event.choices[0].delta.content or "" async for event in stream])
+            tally.neighbour(text == TEXT, time.monotonic() - began)
+        except Exception as error:
+            tally.neighbour(False, time.monotonic() - began)
+            tally.surprise("neighbour", error)

@@ -1,0 +1,116 @@
+"""The commands and their options."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from typing import Callable, List, Optional  # noqa: UP035 - typer reads the annotations
+
+from deadstop.cli.extras import Console, typer
+
+__all__ = ["run"]
+
+app = typer.Typer(
+    name="deadstop",
+    help='Makes "cancel" mean cancelled, for LLM runs.',
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+Later = List[Callable[[], int]]
+
+
+def run() -> int:
+    """Run the command in `sys.argv`; the exit code."""
+    hook = sys.excepthook
+    later: Later = []
+    try:
+        app(obj=later, prog_name="deadstop")
+    except SystemExit:
+        if not later:
+            raise
+    finally:
+        sys.excepthook = hook
+    # Out here a script meets no exception handling but its own.
+    return later[0]()
+
+
+@app.callback(invoke_without_command=True)
+def _main(version: bool = typer.Option(False, "--version", help="Print the version.")) -> None:
+    if version:
+        print(f"deadstop {importlib.import_module('deadstop').__version__}")
+        raise typer.Exit
+
+
+@app.command("exec", context_settings={"allow_interspersed_args": False})
+def _exec(
+    context: typer.Context,
+    target: str = typer.Argument(..., metavar="SCRIPT", help="The script; with -m, the name of a module."),
+    arguments: Optional[List[str]] = typer.Argument(None, metavar="ARGS", help="What the script gets."),
+    module: bool = typer.Option(False, "-m", help="Run a module, as python -m does."),
+    grace: float = typer.Option(2.0, min=0.0, help="Seconds for the cancels when a signal comes."),
+) -> None:
+    """Run an unmodified script whose openai calls are cancelled on SIGINT and SIGTERM.
+
+    The script finds deadstop's clients and errors under the names of the openai module. On a signal every live run is
+    cancelled, each receipt is printed on standard error, and the exit code is 130 or 143.
+    """
+    execute = importlib.import_module("deadstop.cli.exec").execute
+    context.obj.append(lambda: execute(target, list(arguments or ()), module=module, grace=grace))
+
+
+@app.command("demo")
+def _demo(
+    base_url: Optional[str] = typer.Option(None, help="A real server, instead of the fake one."),
+    model: Optional[str] = typer.Option(None, help="The model to ask there."),
+    api_key: Optional[str] = typer.Option(None, envvar="OPENAI_API_KEY", show_envvar=True, help="The key to use there."),
+    only: Optional[str] = typer.Option(None, help="Only the calls whose description contains this."),
+) -> None:
+    """Cancel real calls in every phase, and compare the receipts with the server's own record.
+
+    Without options no key is needed: the server is a fake one, in a process of its own. The exit code is 1 where a
+    receipt and the record disagree.
+    """
+    if (base_url is None) != (model is None):
+        raise typer.BadParameter("a real server takes both: --base-url and --model.")
+    demo = importlib.import_module("deadstop.cli.demo").demo
+    raise typer.Exit(demo(base_url, model, api_key, only))
+
+
+@app.command("explain")
+def _explain(name: Optional[str] = typer.Argument(None, metavar="CLASS", help="Such as caller_blocked.")) -> None:
+    """Say what a diagnosis means, what causes it, and what to do about it."""
+    explain = importlib.import_module("deadstop.cli.explain").explain
+    raise typer.Exit(explain(name, _console(), Console(stderr=True, soft_wrap=True)))
+
+
+@app.command("serve-fake")
+def _serve_fake(
+    port: int = typer.Option(0, min=0, max=65535, help="0 takes a free one."),
+    rate: float = typer.Option(50.0, min=0.0, help="Tokens per second; 0 is as fast as possible."),
+    tokens: int = typer.Option(500, min=0, help="Length of an answer."),
+    fault: Optional[List[str]] = typer.Option(
+        None, metavar="NAME[:ARG=VALUE,...]", help="A fault to play, such as StallAfter:tokens=3. Repeatable."
+    ),
+    cert: Optional[Path] = typer.Option(None, exists=True, dir_okay=False, help="PEM certificate: speak HTTPS."),
+    key: Optional[Path] = typer.Option(None, exists=True, dir_okay=False, help="PEM key, unless it is in --cert."),
+) -> None:
+    """Run the fake OpenAI server that misbehaves on demand, until Ctrl-C."""
+    serve = importlib.import_module("deadstop.cli.serve_fake")
+    try:
+        faults = [serve.parse_fault(each) for each in fault or ()]
+    except serve.BadFault as error:
+        raise typer.BadParameter(str(error), param_hint="--fault") from error
+    try:
+        serve.serve_fake(port, rate, tokens, faults, cert, key)
+    except OSError as error:
+        print(f"The server can't start on port {port}: {error.strerror or error}.", file=sys.stderr)
+        raise typer.Exit(1) from error
+
+
+def _console() -> Console:
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
