@@ -1,1 +1,1 @@
-"""Side-by-side measurements: the plain SDK, deadstop, and a bare `socket.shutdown`. `python -m bench --help`."""
+"""Side-by-side measurements: the plain SDK, deadstop, a bare `socket.shutdown`. `python -m bench --help`."""

@@ -27,15 +27,15 @@ TIMED: dict[str, Callable[[bool], Iterator[Measure]]] = {
     "import": measure_imports,
 }
 HOW = (
-    "Measured by `python -m bench` in one run on loopback, against one fake server in a process of its own. In each "
-    "round every side has one turn, in random order. `ratio` is that of the medians, to the side on the first line "
-    "of the measure; `95 %` is its bootstrap interval over rounds; `CPU ratio` is that of the calling thread's "
-    "processor time. `aim` is what the project wants to stay within."
+    "Measured by `python -m bench` in one run on loopback, against one fake server in a process of its own. "
+    "In each round every side has one turn, in random order. `ratio` is that of the medians, to the side on "
+    "the first line of the measure; `95 %` is its bootstrap interval over rounds; `CPU` the calling thread's "
+    "processor time. `aim` is what the project wants to stay within; times never fail the run."
 )
 
 
 def main() -> int:
-    """Run what was asked for. 1 if anything leaked, was delivered late, sent again or broken; times never fail."""
+    """Run what was asked for. 1 if anything leaked, came late, was sent again or broke; times never fail."""
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer samples: under a minute")
     parser.add_argument("--only", choices=[*TIMED, "leaks"], help="one part")
@@ -49,14 +49,18 @@ def main() -> int:
             rows += _timed(name, measure(asked.quick))
     if asked.only in (None, "leaks"):
         began = time.monotonic()
-        for name, tally in measure_leaks(asked.quick):
-            tallies[name] = tally
+        tallies.update(measure_leaks(asked.quick))
         _print(report.leak_section(tallies))
         _print(["", f"(leaks: {time.monotonic() - began:.0f} s)"])
     suffix = ("-quick" if asked.quick else "") + (f"-{asked.only}" if asked.only else "")
     files = report.write(rows, tallies, suffix, HOW)
     _print(["", "Written: " + ", ".join(os.path.relpath(file) for file in files)])
-    violations = {f"{what} ({name})": n for name, tally in tallies.items() for what, n in tally.violations().items() if n}
+    violations = {
+        f"{what} ({name})": number
+        for name, tally in tallies.items()
+        for what, number in tally.violations().items()
+        if number
+    }
     if violations:
         _print(["", "VIOLATED: " + ", ".join(f"{what}: {number}" for what, number in violations.items())])
     return 1 if violations else 0

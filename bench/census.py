@@ -25,7 +25,7 @@ class Census:
 
     @property
     def slots(self) -> int:
-        """Pool slots that nobody uses and nobody will get: busy connections and queue entries of calls that ended."""
+        """Pool slots in use: busy connections and queue entries. With no call under way they are lost."""
         return self.queued + self.connections - self.idle
 
 

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from typing import Any, Callable, Optional
 from urllib.parse import urlsplit
 
-import deadstop
 import openai
+
+import deadstop
 from bench import phases
 from bench.phases import HELD, MESSAGES, OPENING, PHASES, QUICK, TOKENS, Phase, Sample
 from bench.sampling import SEED, Measure, shuffled

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 from collections.abc import Awaitable, Iterator
 from typing import Any, Callable, Optional
 
-import deadstop
 import openai
+
+import deadstop
 from bench import phases
 from bench.phases import HELD, MESSAGES, OPENING, PHASES, QUICK, TOKENS, Phase, Sample
 from bench.sampling import SEED, Measure, shuffled
@@ -30,7 +32,9 @@ async def _measure(count: int, warm_up: int) -> list[Measure]:
     done: list[Measure] = []
     with FakeProcess(rate=0, tokens=TOKENS + 3) as server:
         options: dict[str, Any] = {"base_url": server.base_url, "api_key": "bench"}
-        async with openai.AsyncOpenAI(max_retries=0, **options) as plain, deadstop.AsyncOpenAI(**options) as ours:
+        async with contextlib.AsyncExitStack() as stack:
+            plain = await stack.enter_async_context(openai.AsyncOpenAI(max_retries=0, **options))
+            ours = await stack.enter_async_context(deadstop.AsyncOpenAI(**options))
             sides: dict[str, Callable[[Phase], Awaitable[Sample]]] = {
                 NATIVE: lambda phase: _native(server, phase, plain),
                 OURS: lambda phase: _deadstop(server, phase, ours),
@@ -106,7 +110,9 @@ async def _deadstop(server: FakeProcess, phase: Phase, client: deadstop.AsyncOpe
     return taken
 
 
-async def _sample(server: FakeProcess, phase: Phase, held: RequestRecord, began: float, caller: _Caller) -> Sample:
+async def _sample(
+    server: FakeProcess, phase: Phase, held: RequestRecord, began: float, caller: _Caller
+) -> Sample:
     # In a thread: asyncio closes a socket one turn of the loop after it was told to.
     return await asyncio.to_thread(phases.sample, server, phase, held, began, caller.released)
 

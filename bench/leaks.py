@@ -24,7 +24,7 @@ WAYS = ("name", "run", "soon", "stream", "twice", "deadline", "parent")
 
 
 def measure_leaks(quick: bool) -> Iterator[tuple[str, Tally]]:
-    """Half of the cancels in threads, half in tasks. The garbage collector is off: nothing may depend on it."""
+    """Half of the cancels in threads, half in tasks. The garbage collector is off: nothing may need it."""
     half = 150 if quick else 1000
     gc.collect()
     gc.disable()
@@ -51,7 +51,8 @@ def _stress_threads(cancels: int) -> Tally:
             for each in range(WORKERS)
         ]
         neighbours = [
-            threading.Thread(target=_live_next_door, args=(client, each, done, tally)) for each in range(NEIGHBOURS)
+            threading.Thread(target=_live_next_door, args=(client, each, done, tally))
+            for each in range(NEIGHBOURS)
         ]
         for thread in (*workers, *neighbours):
             thread.start()
@@ -143,9 +144,9 @@ def _consume(client: Any, trial: Trial, tally: Tally) -> None:
         return
     trial.stream = client.chat.completions.create(model=trial.model, messages=MESSAGES, stream=True)
     events = 0
-    for _ in trial.stream:
-        late = trial.fenced  # the very next line, and no call in it: see EXACT
-        events += 1
+    for _ in trial.stream:  # no `enumerate`: it would stand between the fence and the next line
+        late = trial.fenced  # no call in it either: see EXACT
+        events = events + 1
         if before or (late and EXACT):
             tally.count(delivered=1)
         if trial.shape == "left early" and events == 3:

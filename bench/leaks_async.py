@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Callable
 
 import deadstop
 from bench import census
@@ -39,7 +39,9 @@ async def _stress(server: FakeProcess, cancels: int) -> Tally:
     before, tasks = census.take((client,)), len(asyncio.all_tasks())
     numbers = itertools.count(1)
     done = asyncio.Event()
-    neighbours = [asyncio.ensure_future(_live_next_door(client, each, done, tally)) for each in range(NEIGHBOURS)]
+    neighbours = [
+        asyncio.ensure_future(_live_next_door(client, each, done, tally)) for each in range(NEIGHBOURS)
+    ]
     await asyncio.gather(
         *(_work(client, numbers, cancels, random.Random(SEED - 1 - each), tally) for each in range(WORKERS))
     )
@@ -47,17 +49,15 @@ async def _stress(server: FakeProcess, cancels: int) -> Tally:
     await asyncio.gather(*neighbours)
     del neighbours
 
-    def clean() -> bool:
-        return census.is_clean(before, census.take((client,))) and len(asyncio.all_tasks()) <= tasks
+    def leaked() -> dict[str, int]:
+        left = census.leaked(before, census.take((client,)))
+        return {**left, "tasks": len(asyncio.all_tasks()) - tasks}
 
-    deadline = asyncio.get_running_loop().time() + census.QUIET
-    while not clean() and asyncio.get_running_loop().time() < deadline:
-        await asyncio.sleep(0.01)
-    tally.leaked = {**census.leaked(before, census.take((client,))), "tasks": len(asyncio.all_tasks()) - tasks}
+    await _until(lambda: not any(number > 0 for number in leaked().values()))
+    tally.leaked = leaked()
     gc.collect()
-    await asyncio.sleep(0.05)
-    after = census.leaked(before, census.take((client,)))
-    tally.leaked_after_collection = {**after, "tasks": len(asyncio.all_tasks()) - tasks}
+    await asyncio.sleep(0.05)  # what the collector closes, the loop closes a turn later
+    tally.leaked_after_collection = leaked()
     tally.sent_again = sent_again(server.records(), tally)
     await client.close()
     return tally
@@ -95,9 +95,11 @@ async def _try(client: Any, trial: Trial, tally: Tally) -> None:
             if trial.way == "from a thread":
                 timer = threading.Timer(trial.delay, run.cancel_soon)
                 timer.start()
-                cancellers.append(_join(timer))
-            for _ in range({"twice": 2, "deadline": 0, "native": 0, "from a thread": 0}.get(trial.way, 1)):
-                cancellers.append(asyncio.ensure_future(_cancel(client, run, parent, trial, tally)))
+                cancellers.append(_until(lambda: not timer.is_alive()))
+            times = {"twice": 2, "deadline": 0, "native": 0, "from a thread": 0}.get(trial.way, 1)
+            cancellers += [
+                asyncio.ensure_future(_cancel(client, run, parent, trial, tally)) for _ in range(times)
+            ]
             await _call(client, trial, tally)
             trial.stream = None
         await asyncio.gather(*cancellers)
@@ -105,9 +107,12 @@ async def _try(client: Any, trial: Trial, tally: Tally) -> None:
             tally.receipt(run.receipt)
 
 
-async def _join(thread: threading.Thread) -> None:
-    while thread.is_alive():
-        await asyncio.sleep(0.002)
+async def _until(condition: Callable[[], bool]) -> None:
+    """Wait, at most as long as it may take, for what no event tells of."""
+    for _ in range(int(census.QUIET / 0.005)):
+        if condition():
+            return
+        await asyncio.sleep(0.005)
 
 
 async def _cancel(client: Any, run: Any, parent: Any, trial: Trial, tally: Tally) -> None:
@@ -156,7 +161,7 @@ async def _consume(client: Any, trial: Trial, tally: Tally) -> None:
     trial.stream = await client.chat.completions.create(model=trial.model, messages=MESSAGES, stream=True)
     events = 0
     async for _ in trial.stream:
-        late = trial.fenced  # the very next line, and no call in it: see EXACT
+        late = trial.fenced  # no call in it: see EXACT
         events += 1
         if before or (late and EXACT):
             tally.count(delivered=1)

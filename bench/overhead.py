@@ -7,8 +7,9 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import deadstop
 import openai
+
+import deadstop
 from bench.sampling import Measure, rounds, rounds_async
 from deadstop.testing import FakeProcess
 
@@ -34,8 +35,8 @@ def measure_calls(quick: bool) -> Iterator[Measure]:
 def measure_events(quick: bool) -> Iterator[Measure]:
     """The time per event of a long stream that the server sends as fast as it can.
 
-    With one event per write the client mostly reads them one by one, as from a real server, and often waits for
-    the next: there the processor time says more. With many per write it is the client that sets the pace.
+    With one event per write the client mostly reads them one by one, as from a real server, and often waits
+    for the next: there the processor time says more. With many per write the client sets the pace.
     """
     count, events = (12, 400) if quick else (60, 1000)
     for burst in (1, 32):
@@ -82,7 +83,9 @@ def _sync_calls(url: str, count: int, warm_up: int) -> Measure:
 
 async def _async_calls(url: str, count: int, warm_up: int) -> Measure:
     async with contextlib.AsyncExitStack() as stack:
-        plain, again = [await stack.enter_async_context(openai.AsyncOpenAI(**_options(url))) for _ in range(2)]
+        plain, again = [
+            await stack.enter_async_context(openai.AsyncOpenAI(**_options(url))) for _ in range(2)
+        ]
         anonymous, scope, inside = [
             await stack.enter_async_context(deadstop.AsyncOpenAI(**_options(url))) for _ in range(3)
         ]
@@ -129,8 +132,12 @@ def _sync_events(url: str, count: int, events: int, burst: int) -> Measure:
 
 async def _async_events(url: str, count: int, events: int, burst: int) -> Measure:
     async with contextlib.AsyncExitStack() as stack:
-        plain, again = [await stack.enter_async_context(openai.AsyncOpenAI(**_options(url))) for _ in range(2)]
-        ours, scope = [await stack.enter_async_context(deadstop.AsyncOpenAI(**_options(url))) for _ in range(2)]
+        plain, again = [
+            await stack.enter_async_context(openai.AsyncOpenAI(**_options(url))) for _ in range(2)
+        ]
+        ours, scope = [
+            await stack.enter_async_context(deadstop.AsyncOpenAI(**_options(url))) for _ in range(2)
+        ]
 
         async def drain(client: Any) -> None:
             async for _ in await client.chat.completions.create(stream=True, **ASK):

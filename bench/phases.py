@@ -28,8 +28,8 @@ _rng = random.Random(SEED)
 class Phase:
     """Where the call is when it is cancelled.
 
-    `inside`: deadstop streams the call inside, and the plain SDK, which can't, is measured on a stream: the state
-    of the socket is the same.
+    `inside`: deadstop streams the call inside, and the plain SDK, which can't, is measured on a stream: the
+    state of the socket is the same.
     """
 
     name: str
@@ -76,7 +76,7 @@ def keep(taken: dict[str, Sample], into: dict[str, Measure]) -> None:
 
 
 def hold(server: FakeProcess, phase: Phase) -> None:
-    """From now on the server holds the next call for the model HELD in this phase; older records are forgotten."""
+    """From now on the server holds calls for the model HELD in this phase; older records are forgotten."""
     server.reset()
     server.add(phase.fault, model=HELD)
 
@@ -88,11 +88,13 @@ def wait_until_held(server: FakeProcess, phase: Phase) -> RequestRecord:
 
 
 def settle_for() -> float:
-    """How long (seconds) the client has to get back to its socket: random, so that no clock beats in time with it."""
+    """How long (seconds) the client has to get back to its socket; random, to beat in time with nothing."""
     return _rng.uniform(0.003, 0.008)
 
 
-def sample(server: FakeProcess, phase: Phase, held: RequestRecord, began: float, released: Optional[float]) -> Sample:
+def sample(
+    server: FakeProcess, phase: Phase, held: RequestRecord, began: float, released: Optional[float]
+) -> Sample:
     """What came of a cancel that began at `began` (monotonic seconds), by the server's own record."""
     note = None
     records = server.wait("disconnected", id=held.id)

@@ -16,7 +16,7 @@ OURS = "#c2410c"
 
 
 def draw(rows: list[Row]) -> str:
-    """Every section as a panel: the median is a dot, the line goes on to the 99th percentile; the axis is logarithmic."""
+    """A panel per section: a dot for the median, a line to the 99th percentile; the axes are logarithmic."""
     parts: list[str] = []
     y = TOP
     for section in dict.fromkeys(row.section for row in rows):

@@ -19,7 +19,7 @@ from bench.trial import Tally
 
 RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("deadstop", "openai", "httpx", "httpx2", "httpcore", "httpcore2", "anyio", "pydantic")
-HEADER = ("measure", "side", "n", "median", "p99", "ratio", "95 %", "CPU ratio", "aim")
+HEADER = ("measure", "side", "n", "median", "p99", "ratio", "95 %", "CPU", "CPU ratio", "aim")
 
 
 @dataclass
@@ -54,7 +54,10 @@ class Row:
 
 def environment() -> dict[str, str]:
     """What was measured with. Nothing that tells whose machine it was."""
-    found = {"python": f"{platform.python_implementation()} {platform.python_version()}", "system": platform.system()}
+    found = {
+        "python": f"{platform.python_implementation()} {platform.python_version()}",
+        "system": platform.system(),
+    }
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
@@ -117,6 +120,7 @@ def cells(row: Row) -> tuple[str, ...]:
         seconds(row.p99),
         "1" if row.ratio is None else f"{row.ratio:.3f}",
         "" if row.low is None or row.high is None else f"{row.low:.3f}-{row.high:.3f}",
+        "" if row.cpu_median is None else seconds(row.cpu_median),
         "" if row.cpu_ratio is None else f"{row.cpu_ratio:.3f}",
         row.verdict,
     )
@@ -156,7 +160,9 @@ def leak_section(tallies: dict[str, Tally]) -> list[str]:
     lines += [f"| {name} | {' | '.join(numbers)} |" for name, numbers in what.items()]
     lines.append("")
     for column, tally in tallies.items():
-        lines.append(f"- {column}: receipts: {_counts(tally.outcomes)}. Phases at the cancel: {_counts(tally.phases)}.")
+        lines.append(
+            f"- {column}: receipts: {_counts(tally.outcomes)}. Phases at the cancel: {_counts(tally.phases)}."
+        )
         if any(number > 0 for number in tally.leaked.values()):
             left = ", ".join(f"{number} {what}" for what, number in tally.leaked_after_collection.items())
             lines.append(f"- {column}: after a garbage collection there were left {left}.")
@@ -173,7 +179,13 @@ def write(rows: list[Row], tallies: dict[str, Tally], suffix: str, how: str) -> 
     facts = environment()
     version = ".".join(platform.python_version_tuple()[:2])
     stem = f"python{version}-openai{facts['openai']}{suffix}"
-    lines = ["# Side by side", "", how, "", ", ".join(f"{name} {value}" for name, value in facts.items()) + "."]
+    lines = [
+        "# Side by side",
+        "",
+        how,
+        "",
+        ", ".join(f"{name} {value}" for name, value in facts.items()) + ".",
+    ]
     if rows:
         lines += ["", f"![medians and 99th percentiles]({stem}.svg)"]
     for name in dict.fromkeys(row.section for row in rows):

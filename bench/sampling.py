@@ -24,8 +24,8 @@ class Spent(NamedTuple):
 class Measure:
     """One thing measured on several sides, in interleaved rounds.
 
-    `sides` holds the samples (seconds) by side; sample number k of every side is from round k. The first side but
-    for `limit` is the baseline of the ratios. `aim` is the ratio of medians that the project wants to stay within,
+    `sides` holds the samples (seconds) by side; sample number k of every side is from round k. Ratios are to
+    the side `baseline`. `aim` is the ratio of medians that the sides in `aimed` want to stay within,
     `aim_p99` the 99th percentile (seconds); both are reported, never asserted.
     """
 
@@ -53,8 +53,10 @@ def shuffled(names: Mapping[str, object], rng: random.Random) -> list[str]:
     return order
 
 
-def rounds(count: int, warm_up: int, sides: Mapping[str, Callable[[], object]], measure: Measure, per: int = 1) -> None:
-    """Run every side once per round, in random order, and keep what each took. The first rounds only warm up."""
+def rounds(
+    count: int, warm_up: int, sides: Mapping[str, Callable[[], object]], measure: Measure, per: int = 1
+) -> None:
+    """Run every side once per round, in random order, and keep what each took, but for the first rounds."""
     rng = random.Random(SEED)
     for number in range(warm_up + count):
         spent = {}
@@ -68,7 +70,11 @@ def rounds(count: int, warm_up: int, sides: Mapping[str, Callable[[], object]], 
 
 
 async def rounds_async(
-    count: int, warm_up: int, sides: Mapping[str, Callable[[], Awaitable[object]]], measure: Measure, per: int = 1
+    count: int,
+    warm_up: int,
+    sides: Mapping[str, Callable[[], Awaitable[object]]],
+    measure: Measure,
+    per: int = 1,
 ) -> None:
     """`rounds` in a task."""
     rng = random.Random(SEED)
@@ -94,7 +100,7 @@ def ratio(samples: list[float], baseline: list[float]) -> float:
 
 
 def interval(samples: list[float], baseline: list[float], draws: int = 300) -> tuple[float, float]:
-    """The 95% bootstrap interval of the ratio of medians; whole rounds are drawn, so noise that hit both stays so."""
+    """The 95 % bootstrap interval of the ratio of medians. Rounds are drawn whole, with their noise."""
     rng = random.Random(SEED)
     pairs = list(zip(samples, baseline))
     found = []

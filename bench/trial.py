@@ -21,7 +21,7 @@ EXACT = sys.version_info >= (3, 12)
 
 @dataclass
 class Trial:
-    """What is going to happen to one call. `fenced` becomes true when the cancel is known to have taken hold."""
+    """What is going to happen to one call. `fenced` is set when the cancel is known to have taken hold."""
 
     name: str
     model: str

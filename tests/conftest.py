@@ -6,7 +6,6 @@ import os
 
 import pytest
 from hypothesis import settings
-
 from worlds import world
 
 __all__ = ["anyio_backend", "world"]

@@ -167,6 +167,16 @@ class Tasks:
             return count
 
 
+def until(condition: Any, what: str) -> None:
+    """Wait for a fact that only the client knows, and that nobody announces."""
+    pause = threading.Event()
+    for _ in range(4000):
+        if condition():
+            return
+        pause.wait(0.005)
+    raise AssertionError(f"never came: {what}")
+
+
 def _trio_works() -> bool:
     if importlib.util.find_spec("trio") is None:
         return False

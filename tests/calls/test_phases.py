@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
-from worlds import CHAT, MESSAGES
+from worlds import CHAT, MESSAGES, until
 
 from deadstop import RunCancelledError
 from deadstop.testing import FakeOpenAI, FakeProxy, faults, full_backlog, slow_dns
@@ -52,16 +52,6 @@ def phase_of(client: Any, name: str) -> Any:
     """Where the run's call is; None before it is there."""
     calls = [call for run in client.runs.list() if run.name == name for call in list(run.calls.values())]
     return calls[0].phase if calls else None
-
-
-def until(condition: Any, what: str) -> None:
-    """Wait for a fact that only the client knows, and that nobody announces."""
-    pause = threading.Event()
-    for _ in range(4000):
-        if condition():
-            return
-        pause.wait(0.005)
-    raise AssertionError(f"never came: {what}")
 
 
 def stop(world: Any, client: Any, pending: Any, name: str = "r") -> Any:

@@ -177,7 +177,7 @@ def hook_transport(transport: Any) -> None:
     """Prepare one sync transport (httpx or httpx2)."""
     for pool in pools_of(transport):
         hook_backend(pool)
-    recast(transport, _Transport)
+    recast(transport, _interruptible)
 
 
 def hook_backend(pool: Any) -> None:
@@ -187,24 +187,30 @@ def hook_backend(pool: Any) -> None:
         hook_pool(pool)
 
 
-class _Transport:
-    """Runs a call's exchanges so that they can be interrupted (mixin in front of an HTTP transport)."""
+def _interruptible(cls: Any) -> type:
+    """An HTTP transport that runs a call's exchanges so that they can be interrupted."""
 
-    def handle_request(self, request: Any) -> Any:
-        call = current_call.get()
-        send: Callable[[Any], Any] = super().handle_request  # type: ignore[misc]
-        if call is None:
-            return send(request)
-        pools = list(pools_of(self))
-        for pool in pools:
-            hook_backend(pool)
-        call.begin_exchange(opaque=not pools)
-        request.extensions = {**request.extensions, CALL: call}
-        response = exchange_blocking(call, request, lambda one: _send(call, one, send, self))
-        if call.cancelled:
-            response.close()
-            raise Interruption(call)
-        return response
+    class Transport(cls):  # type: ignore[misc]
+        def handle_request(self, request: Any) -> Any:
+            call = current_call.get()
+            if call is None:
+                return super().handle_request(request)
+            return _exchange(call, request, super().handle_request, self)
+
+    return Transport
+
+
+def _exchange(call: Call, request: Any, send: Callable[[Any], Any], transport: Any) -> Any:
+    pools = list(pools_of(transport))
+    for pool in pools:
+        hook_backend(pool)
+    call.begin_exchange(opaque=not pools)
+    request.extensions = {**request.extensions, CALL: call}
+    response = exchange_blocking(call, request, lambda one: _send(call, one, send, transport))
+    if call.cancelled:
+        response.close()
+        raise Interruption(call)
+    return response
 
 
 def _send(call: Call, request: Any, send: Callable[[Any], Any], transport: Any) -> Any:

@@ -166,7 +166,7 @@ def hook_transport(transport: Any) -> None:
     """Prepare one async transport (httpx or httpx2)."""
     for pool in pools_of(transport):
         hook_backend(pool)
-    recast(transport, _Transport)
+    recast(transport, _interruptible)
 
 
 def hook_backend(pool: Any) -> None:
@@ -175,24 +175,30 @@ def hook_backend(pool: Any) -> None:
         pool._network_backend = _Backend(pool._network_backend)
 
 
-class _Transport:
-    """Runs a call's exchanges so that they can be interrupted (mixin in front of an HTTP transport)."""
+def _interruptible(cls: Any) -> type:
+    """An HTTP transport that runs a call's exchanges so that they can be interrupted."""
 
-    async def handle_async_request(self, request: Any) -> Any:
-        call = current_call.get()
-        send: Callable[[Any], Awaitable[Any]] = super().handle_async_request  # type: ignore[misc]
-        if call is None:
-            return await send(request)
-        pools = list(pools_of(self))
-        for pool in pools:
-            hook_backend(pool)
-        call.begin_exchange(opaque=not pools)
-        request.extensions = {**request.extensions, CALL: call}
-        response = await exchange_concurrent(call, request, lambda one: _send(call, one, send, self))
-        if call.cancelled:
-            await response.aclose()
-            raise Interruption(call)
-        return response
+    class Transport(cls):  # type: ignore[misc]
+        async def handle_async_request(self, request: Any) -> Any:
+            call = current_call.get()
+            if call is None:
+                return await super().handle_async_request(request)
+            return await _exchange(call, request, super().handle_async_request, self)
+
+    return Transport
+
+
+async def _exchange(call: Call, request: Any, send: Callable[[Any], Awaitable[Any]], transport: Any) -> Any:
+    pools = list(pools_of(transport))
+    for pool in pools:
+        hook_backend(pool)
+    call.begin_exchange(opaque=not pools)
+    request.extensions = {**request.extensions, CALL: call}
+    response = await exchange_concurrent(call, request, lambda one: _send(call, one, send, transport))
+    if call.cancelled:
+        await response.aclose()
+        raise Interruption(call)
+    return response
 
 
 async def _send(call: Call, request: Any, send: Callable[[Any], Awaitable[Any]], transport: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from typing import Any, AsyncIterator, Iterator, Optional
+from typing import Any, Optional
 
 import anyio
 
@@ -22,12 +22,17 @@ _CALL = "_deadstop_call"
 
 
 class Fenced:
-    """An iterator of a call's events that ends with the call's error once it is cancelled."""
+    """An iterator that ends with the call's error once the call is cancelled.
 
-    __slots__ = ("_call", "_next", "owner")
+    `counted`: its items are the events that the caller is given, and are counted as delivered.
+    """
 
-    def __init__(self, call: Call, inner: Any) -> None:
+    __slots__ = ("_call", "_counted", "_inner", "_next", "owner")
+
+    def __init__(self, call: Call, inner: Any, *, counted: bool = False) -> None:
         self._call = call
+        self._counted = counted
+        self._inner = inner
         self._next = inner.__next__
         self.owner: Any = None
 
@@ -42,28 +47,31 @@ class Fenced:
             item = self._next()
         except (Interruption, Exception) as error:
             if call.cancelled:
-                raise call.stopped() from (error if isinstance(error, Exception) else None)
+                raise call.stopped() from _reason(error)
             raise
-        call.chunks += 1
-        call.characters += characters_in(item)
+        if self._counted:
+            call.chunks += 1
+            call.characters += characters_in(item)
         if call.cancelled:
             raise call.stopped()
         return item
 
     def close(self) -> None:
-        """What a generator would have: stop iterating. The response is closed by whoever owns it."""
-        close = getattr(getattr(self._next, "__self__", None), "close", None)
+        """As a generator's: stop iterating. The response is closed by whoever owns it."""
+        close = getattr(self._inner, "close", None)
         if close is not None:
             close()
 
 
 class FencedAsync:
-    """`Fenced` for tasks."""
+    """`Fenced` for tasks. A class and not an async generator, so that dropping it half-way is no leak."""
 
-    __slots__ = ("_call", "_next", "owner")
+    __slots__ = ("_call", "_counted", "_inner", "_next", "owner")
 
-    def __init__(self, call: Call, inner: Any) -> None:
+    def __init__(self, call: Call, inner: Any, *, counted: bool = False) -> None:
         self._call = call
+        self._counted = counted
+        self._inner = inner
         self._next = inner.__anext__
         self.owner: Any = None
 
@@ -78,10 +86,11 @@ class FencedAsync:
             item = await self._next()
         except (Interruption, Exception) as error:
             if call.cancelled:
-                raise call.stopped() from (error if isinstance(error, Exception) else None)
+                raise call.stopped() from _reason(error)
             raise
-        call.chunks += 1
-        call.characters += characters_in(item)
+        if self._counted:
+            call.chunks += 1
+            call.characters += characters_in(item)
         if call.cancelled:
             raise await self._stopped()
         return item
@@ -94,10 +103,19 @@ class FencedAsync:
         return error
 
     async def aclose(self) -> None:
-        """What an async generator would have: stop iterating."""
-        aclose = getattr(getattr(self._next, "__self__", None), "aclose", None)
+        """As an async generator's: stop iterating."""
+        aclose = getattr(self._inner, "aclose", None)
         if aclose is not None:
             await aclose()
+
+
+def fenced(call: Call, inner: Any, *, counted: bool = False) -> Any:
+    """`inner`, an iterator of either world, fenced."""
+    return (FencedAsync if hasattr(inner, "__anext__") else Fenced)(call, inner, counted=counted)
+
+
+def _reason(error: BaseException) -> Optional[Exception]:
+    return error if isinstance(error, Exception) else None
 
 
 def characters_in(event: Any) -> int:
@@ -134,7 +152,7 @@ def hand_over(call: Call, result: Any) -> Any:
         fence_response(call, response)
         if response is not result:
             setattr(result, _CALL, call)
-            recast(result, _FencedParse)
+            recast(result, _with_fenced_parse)
     if response.is_closed:
         call.leave()
     return result
@@ -151,9 +169,7 @@ def fence_stream(call: Call, stream: Any) -> Any:
     collector comes by. The caller gets a twin that shares the stream's attributes and is in no cycle: when it goes,
     the connection goes.
     """
-    inner = stream._iterator
-    fence: Any = FencedAsync(call, inner) if hasattr(inner, "__anext__") else Fenced(call, inner)
-    stream._iterator = fence
+    stream._iterator = fence = fenced(call, stream._iterator, counted=True)
     twin = object.__new__(type(stream))
     twin.__dict__ = stream.__dict__
     fence.owner = weakref.ref(twin, lambda _: call.close_idle())
@@ -176,132 +192,88 @@ def fence_helper(helper: Any) -> None:
     inner = getattr(helper, "_iterator", None)
     if call is None or inner is None or isinstance(inner, (Fenced, FencedAsync)):
         return
-    helper._iterator = FencedHelperAsync(call, inner) if hasattr(inner, "__anext__") else FencedHelper(call, inner)
+    helper._iterator = fenced(call, inner)
 
 
-class FencedHelper(Fenced):
-    """Events that a helper derives: fenced, but counted only once, below it."""
+def _with_fenced_parse(cls: Any) -> type:
+    """A raw response whose `parse()` gives fenced streams."""
 
-    __slots__ = ()
+    class Parsing(cls):  # type: ignore[misc]
+        def parse(self, *args: Any, **kwargs: Any) -> Any:
+            parsed = super().parse(*args, **kwargs)
+            return self._deadstop_wait(parsed) if inspect.isawaitable(parsed) else self._deadstop_fence(parsed)
 
-    def __next__(self) -> Any:
-        call = self._call
-        if call.cancelled:
-            raise call.stopped()
-        item = self._next()
-        if call.cancelled:
-            raise call.stopped()
-        return item
+        async def _deadstop_wait(self, parsed: Any) -> Any:
+            return self._deadstop_fence(await parsed)
 
+        def _deadstop_fence(self, parsed: Any) -> Any:
+            call: Call = self._deadstop_call
+            if _is_stream(parsed) and call_of(parsed) is None:
+                parsed = fence_stream(call, parsed)
+                cache = getattr(self, "_parsed_by_type", None)
+                if isinstance(cache, dict):  # it holds the stream itself, and so what the twin is to be free of
+                    cache.clear()
+            return parsed
 
-class FencedHelperAsync(FencedAsync):
-    """`FencedHelper` for tasks."""
-
-    __slots__ = ()
-
-    async def __anext__(self) -> Any:
-        call = self._call
-        if call.cancelled:
-            raise call.stopped()
-        item = await self._next()
-        if call.cancelled:
-            raise call.stopped()
-        return item
-
-
-class _FencedParse:
-    """A raw response whose `parse()` gives fenced streams (mixin)."""
-
-    def parse(self, *args: Any, **kwargs: Any) -> Any:
-        parsed = super().parse(*args, **kwargs)  # type: ignore[misc]
-        return self._deadstop_wait(parsed) if inspect.isawaitable(parsed) else self._deadstop_fence(parsed)
-
-    async def _deadstop_wait(self, parsed: Any) -> Any:
-        return self._deadstop_fence(await parsed)
-
-    def _deadstop_fence(self, parsed: Any) -> Any:
-        call: Call = self._deadstop_call  # type: ignore[attr-defined]
-        if _is_stream(parsed) and call_of(parsed) is None:
-            parsed = fence_stream(call, parsed)
-            cache = getattr(self, "_parsed_by_type", None)
-            if isinstance(cache, dict):  # it holds the stream itself, and so what the twin is to be free of
-                cache.clear()
-        return parsed
+    return Parsing
 
 
 def fence_response(call: Call, response: Any) -> None:
     """Fence an HTTP response that the caller reads by itself."""
     setattr(response, _CALL, call)
-    recast(response, _FencedResponse)
+    recast(response, _fenced_response)
 
 
-class _FencedResponse:
-    """An HTTP response that gives nothing after the cancel (mixin, httpx and httpx2)."""
+def _fenced_response(cls: Any) -> type:
+    """An HTTP response (httpx and httpx2) that gives nothing after the cancel."""
 
-    _deadstop_call: Call
+    class Response(cls):  # type: ignore[misc]
+        _deadstop_call: Call
 
-    def iter_raw(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
-        return _fenced(self._deadstop_call, super().iter_raw(*args, **kwargs))  # type: ignore[misc]
+        def iter_raw(self, *args: Any, **kwargs: Any) -> Any:
+            return fenced(self._deadstop_call, super().iter_raw(*args, **kwargs))
 
-    def iter_bytes(self, *args: Any, **kwargs: Any) -> Iterator[bytes]:
-        return _fenced(self._deadstop_call, super().iter_bytes(*args, **kwargs))  # type: ignore[misc]
+        def iter_bytes(self, *args: Any, **kwargs: Any) -> Any:
+            return fenced(self._deadstop_call, super().iter_bytes(*args, **kwargs))
 
-    def iter_text(self, *args: Any, **kwargs: Any) -> Iterator[str]:
-        return _fenced(self._deadstop_call, super().iter_text(*args, **kwargs))  # type: ignore[misc]
+        def iter_text(self, *args: Any, **kwargs: Any) -> Any:
+            return fenced(self._deadstop_call, super().iter_text(*args, **kwargs))
 
-    def iter_lines(self, *args: Any, **kwargs: Any) -> Iterator[str]:
-        return _fenced(self._deadstop_call, super().iter_lines(*args, **kwargs))  # type: ignore[misc]
+        def iter_lines(self, *args: Any, **kwargs: Any) -> Any:
+            return fenced(self._deadstop_call, super().iter_lines(*args, **kwargs))
 
-    def read(self) -> bytes:
-        call = self._deadstop_call
-        try:
-            content: bytes = super().read()  # type: ignore[misc]
-        except Interruption:
-            raise call.stopped() from None
-        if call.cancelled and not call.finished:
-            raise call.stopped()
-        call.finished = True
-        return content
+        def read(self) -> bytes:
+            call = self._deadstop_call
+            try:
+                content: bytes = super().read()
+            except Interruption:
+                raise call.stopped() from None
+            if call.cancelled and not call.finished:
+                raise call.stopped()
+            call.finished = True
+            return content
 
-    def aiter_raw(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
-        return _fenced_async(self._deadstop_call, super().aiter_raw(*args, **kwargs))  # type: ignore[misc]
+        def aiter_raw(self, *args: Any, **kwargs: Any) -> Any:
+            return fenced(self._deadstop_call, super().aiter_raw(*args, **kwargs))
 
-    def aiter_bytes(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
-        return _fenced_async(self._deadstop_call, super().aiter_bytes(*args, **kwargs))  # type: ignore[misc]
+        def aiter_bytes(self, *args: Any, **kwargs: Any) -> Any:
+            return fenced(self._deadstop_call, super().aiter_bytes(*args, **kwargs))
 
-    def aiter_text(self, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
-        return _fenced_async(self._deadstop_call, super().aiter_text(*args, **kwargs))  # type: ignore[misc]
+        def aiter_text(self, *args: Any, **kwargs: Any) -> Any:
+            return fenced(self._deadstop_call, super().aiter_text(*args, **kwargs))
 
-    def aiter_lines(self, *args: Any, **kwargs: Any) -> AsyncIterator[str]:
-        return _fenced_async(self._deadstop_call, super().aiter_lines(*args, **kwargs))  # type: ignore[misc]
+        def aiter_lines(self, *args: Any, **kwargs: Any) -> Any:
+            return fenced(self._deadstop_call, super().aiter_lines(*args, **kwargs))
 
-    async def aread(self) -> bytes:
-        call = self._deadstop_call
-        try:
-            content: bytes = await super().aread()  # type: ignore[misc]
-        except Interruption:
-            raise call.stopped() from None
-        if call.cancelled and not call.finished:
-            raise call.stopped()
-        call.finished = True
-        return content
+        async def aread(self) -> bytes:
+            call = self._deadstop_call
+            try:
+                content: bytes = await super().aread()
+            except Interruption:
+                raise call.stopped() from None
+            if call.cancelled and not call.finished:
+                raise call.stopped()
+            call.finished = True
+            return content
 
-
-def _fenced(call: Call, inner: Iterator[Any]) -> Iterator[Any]:
-    try:
-        for item in inner:
-            if call.cancelled:
-                raise Interruption(call)
-            yield item
-    except Interruption:
-        raise call.stopped() from None
-
-
-async def _fenced_async(call: Call, inner: AsyncIterator[Any]) -> AsyncIterator[Any]:
-    try:
-        async for item in inner:
-            if call.cancelled:
-                raise Interruption(call)
-            yield item
-    except Interruption:
-        raise call.stopped() from None
+    return Response

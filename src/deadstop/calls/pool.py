@@ -24,50 +24,52 @@ __all__ = ["CALL", "core_of", "hook_pool", "lock_is_free", "pools_of", "recast",
 CALL = "deadstop.call"
 """The request extension that names a request's call."""
 
-_hooked: dict[tuple[type, type], type] = {}
+_recasts: dict[tuple[type, Callable[[Any], type]], type] = {}
 
 
-def recast(thing: Any, mixin: type) -> bool:
-    """Make `thing` an instance of a subclass of its own class with `mixin` in front. Idempotent.
+def recast(thing: Any, subclass: Callable[[Any], type]) -> bool:
+    """Make `thing` an instance of `subclass(type(thing))`. Idempotent.
 
     Unlike methods patched onto the instance this makes no reference cycle, keeps `isinstance`, and still calls
     what others have patched onto the class. False if Python won't have it (a class with slots or of C).
     """
     cls = type(thing)
-    if issubclass(cls, mixin):
+    if subclass in getattr(cls, "_deadstop_recast", ()):
         return True
-    hooked = _hooked.get((cls, mixin))
-    if hooked is None:
-        try:
-            hooked = type(cls.__name__, (mixin, cls), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
-        except TypeError:
-            return False
-        _hooked[(cls, mixin)] = hooked
+    made: Any = _recasts.get((cls, subclass))
+    if made is None:
+        made = subclass(cls)
+        made.__name__, made.__qualname__, made.__module__ = cls.__name__, cls.__qualname__, cls.__module__
+        made._deadstop_recast = (*getattr(cls, "_deadstop_recast", ()), subclass)
+        _recasts[(cls, subclass)] = made
     try:
-        thing.__class__ = hooked
+        thing.__class__ = made
     except TypeError:
         return False
     return True
 
 
-class _Pool:
-    """Lets a cancel that comes between queueing and waiting for a connection be seen (mixin, threads only)."""
+def _interruptible(cls: Any) -> type:
+    """A pool in which a cancel that comes between queueing and waiting for a connection is seen. For threads."""
 
-    def _assign_requests_to_connections(self) -> Any:
-        # Every request passes here after it was queued and before it waits. The canceller sets `cancelled` and
-        # then looks through the queue, so a request that it did not find there sees the flag here.
-        closing = super()._assign_requests_to_connections()  # type: ignore[misc]
-        call = current_call.get()
-        if call is not None and call.cancelled and any(entry.is_queued() for entry in requests_of(self, call)):
-            self._close_connections(closing)  # type: ignore[attr-defined]
-            raise Interruption(call)
-        return closing
+    class Pool(cls):  # type: ignore[misc]
+        def _assign_requests_to_connections(self) -> Any:
+            # Every request passes here after it was queued and before it waits. The canceller sets `cancelled` and
+            # then looks through the queue, so a request that it did not find there sees the flag here.
+            closing = super()._assign_requests_to_connections()
+            call = current_call.get()
+            if call is not None and call.cancelled and any(each.is_queued() for each in requests_of(self, call)):
+                self._close_connections(closing)
+                raise Interruption(call)
+            return closing
+
+    return Pool
 
 
 def hook_pool(pool: Any) -> None:
     """Prepare a thread's connection pool so that waiting on it can be interrupted."""
     if hasattr(pool, "_assign_requests_to_connections") and hasattr(pool, "_requests"):
-        recast(pool, _Pool)
+        recast(pool, _interruptible)
 
 
 def pools_of(transport: Any) -> Iterator[Any]:

@@ -33,48 +33,49 @@ class _Lazy:
         return resource
 
 
-class _Manager:
-    """A stream helper's context manager that hands out a fenced helper (mixin)."""
+def _fenced_manager(cls: Any) -> type:
+    """A stream helper's context manager that hands out a fenced helper."""
 
-    def __enter__(self) -> Any:
-        helper = super().__enter__()  # type: ignore[misc]
-        fence_helper(helper)
-        return helper
+    class Manager(cls):  # type: ignore[misc]
+        def __enter__(self) -> Any:
+            helper = super().__enter__()
+            fence_helper(helper)
+            return helper
 
-    async def __aenter__(self) -> Any:
-        helper = await super().__aenter__()  # type: ignore[misc]
-        fence_helper(helper)
-        return helper
+        async def __aenter__(self) -> Any:
+            helper = await super().__aenter__()
+            fence_helper(helper)
+            return helper
 
-
-@functools.lru_cache(maxsize=None)
-def _with_stream(cls: type) -> type:
-    original = cls.stream  # type: ignore[attr-defined]
-
-    @functools.wraps(original)
-    def stream(self: Any, *args: Any, **kwargs: Any) -> Any:
-        manager = original(self, *args, **kwargs)
-        recast(manager, _Manager)
-        return manager
-
-    return type(cls.__name__, (), {"stream": stream})
+    return Manager
 
 
-@functools.lru_cache(maxsize=None)
-def _with_lazy(cls: type, names: tuple[str, ...]) -> type:
-    found = {name: getattr(cls, "__dict__", {}).get(name) for name in names}
-    return type(cls.__name__, (), {name: _Lazy(each, _HOOKS[name]) for name, each in found.items() if each is not None})
+def _with_stream(cls: Any) -> type:
+    """A resource whose `stream()` gives a fenced helper."""
+
+    class Resource(cls):  # type: ignore[misc]
+        @functools.wraps(cls.stream)
+        def stream(self, *args: Any, **kwargs: Any) -> Any:
+            manager = super().stream(*args, **kwargs)
+            recast(manager, _fenced_manager)
+            return manager
+
+    return Resource
+
+
+def _with_hooked_children(cls: Any) -> type:
+    """A resource whose children are prepared when they are first asked for."""
+    lazy = {name: _Lazy(cls.__dict__[name], hook) for name, hook in _HOOKS.items() if _is_lazy(cls.__dict__.get(name))}
+    return type(cls.__name__, (cls,), lazy)
 
 
 def _hook_stream(resource: Any) -> None:
     if callable(getattr(type(resource), "stream", None)):
-        recast(resource, _with_stream(type(resource)))
+        recast(resource, _with_stream)
 
 
 def _hook_children(resource: Any) -> None:
-    names = tuple(name for name in _HOOKS if _is_lazy(type(resource).__dict__.get(name)))
-    if names:
-        recast(resource, _with_lazy(type(resource), names))
+    recast(resource, _with_hooked_children)
     for name, each in list(vars(resource).items()):  # made already, or by an SDK that makes them at once
         if name in _HOOKS:
             _HOOKS[name](each)

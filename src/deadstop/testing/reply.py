@@ -124,7 +124,7 @@ class Reply:
         every = len(self._pieces) + (1 if choice and self.has_text else 0)
         return every if limit is None else min(every, max(0, limit))
 
-    @cached_property  # a long answer would otherwise be cut up anew by each request, and nobody watch its peer
+    @cached_property  # or each request cut a long answer up anew, and nobody watched its peer meanwhile
     def _pieces(self) -> tuple[Piece, ...]:
         return tuple(self._cut_up())
 

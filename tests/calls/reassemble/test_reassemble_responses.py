@@ -119,6 +119,7 @@ def test_an_output_that_is_there_wins_over_the_streamed_items() -> None:
         ),
         (b'{"type":"error","error":{"code":429,"message":"m"}}', 429, {"code": 429, "message": "m"}),
         (b'{"error":{"code":"503","message":"m"}}', 503, {"code": "503", "message": "m"}),
+        (b'{"type":"response.error","error":{"message":"m"}}', 500, {"message": "m"}),
         (b'{"type":"error","status":404,"message":"m"}', 404, {"status": 404, "message": "m"}),
     ],
 )
@@ -130,6 +131,13 @@ def test_an_error_event_becomes_the_error_answer(name: bytes, data: bytes, statu
     answer = assembling.finish()
     assert answer.status == status
     assert json.loads(answer.body) == {"error": error}
+
+
+def test_an_error_that_the_response_survives_is_not_the_answer() -> None:
+    """An event about one tool of the response may name an error; the response goes on."""
+    assembling = assembler()
+    assert not assembling.feed(event("response.tool_call.failed", b',"error":{"message":"m"}'))
+    assert assembling.feed(event("response.completed", b',"response":{"id":"r"}'))
 
 
 def test_a_failed_response_is_not_an_error_answer() -> None:

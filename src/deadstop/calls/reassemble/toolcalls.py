@@ -14,10 +14,12 @@ class ToolCalls:
     """Sorts the fragments of tool calls to the calls they belong to.
 
     A fragment belongs to the call with its `index`; without one, to the call with its `id`; without either,
-    to the call at its place in the delta when there are several, else to the last one. It opens a new call
-    instead when it brings another id (unless the arguments so far are half a JSON: then it is noise), when
-    it brings a name and more arguments though those so far are whole, or, unnumbered, another name. lmdeploy,
-    some Gemini endpoints and several gateways number parallel calls all 0, or not at all.
+    to the call at its place in the delta when there are several, else to the last one.
+
+    lmdeploy, some Gemini endpoints and several gateways number parallel calls all 0, or not at all. So a
+    fragment opens a new call instead when it brings another id (which is noise, though, while the arguments
+    are half a JSON), when it names a call and goes on where the arguments are whole, or when it has no index
+    and another name.
     """
 
     def __init__(self) -> None:

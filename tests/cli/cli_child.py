@@ -1,0 +1,106 @@
+"""The command in a process of its own: its lines as they come, its end, always within bounds."""
+
+from __future__ import annotations
+
+import os
+import queue
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import deadstop
+
+BOUND = 30.0  # seconds; on a busy machine an interpreter alone may take several to start
+SOURCES = str(Path(deadstop.__file__).resolve().parents[1])
+
+
+class Child:
+    """A running `python -m deadstop ...`."""
+
+    def __init__(self, arguments: tuple[str, ...], env: dict[str, str], cwd: Path | None) -> None:
+        path = os.pathsep.join(filter(None, [SOURCES, os.environ.get("PYTHONPATH")]))
+        clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "deadstop", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=cwd,
+            env={**clean, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **env},
+        )
+        self._lines: queue.Queue[str | None] = queue.Queue()
+        self._read: list[str] = []
+        self._errors: list[str] = []
+        self._readers = [
+            threading.Thread(target=self._pump, args=(self.process.stdout, self._lines.put)),
+            threading.Thread(target=self._pump, args=(self.process.stderr, self._errors.append)),
+        ]
+        for reader in self._readers:
+            reader.start()
+
+    def _pump(self, source: IO[str] | None, take: Any) -> None:
+        assert source is not None
+        with source:
+            for line in source:
+                take(line.rstrip("\n"))
+        if take == self._lines.put:
+            self._lines.put(None)
+
+    def line(self) -> str:
+        """The next line of standard output."""
+        line = self._lines.get(timeout=BOUND)
+        if line is None:
+            raise EOFError(f"The command has no more to say. On standard error: {self.errors}")
+        self._read.append(line)
+        return line
+
+    def until(self, start: str) -> str:
+        """The next line of standard output that starts so."""
+        while not (line := self.line()).startswith(start):
+            pass
+        return line
+
+    def signal(self, number: int) -> None:
+        """Send a signal."""
+        self.process.send_signal(number)
+
+    def end(self) -> int:
+        """Wait for the end; the exit code."""
+        code = self.process.wait(BOUND)
+        for reader in self._readers:
+            reader.join(BOUND)
+        return code
+
+    @property
+    def output(self) -> list[str]:
+        """All lines of standard output; after the end."""
+        while not self._lines.empty():
+            line = self._lines.get()
+            self._read += [] if line is None else [line]
+        return self._read
+
+    @property
+    def errors(self) -> str:
+        """Standard error so far."""
+        return "\n".join(self._errors)
+
+
+@contextmanager
+def command(*arguments: str, cwd: Path | None = None, **env: str) -> Iterator[Child]:
+    """`deadstop` with these arguments; killed at the end if it is still there."""
+    child = Child(arguments, env, cwd)
+    try:
+        yield child
+    finally:
+        child.process.kill()
+        child.end()
+
+
+def key_and_url(base_url: str) -> dict[str, str]:
+    """The environment that points an unmodified script at a server."""
+    return {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": base_url}
