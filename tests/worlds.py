@@ -11,7 +11,8 @@ import functools
 import importlib.util
 import threading
 import time
-from typing import Any, Callable, Iterator, Optional
+from collections.abc import Iterator
+from typing import Any, Callable, Optional
 
 import anyio
 import anyio.from_thread
@@ -140,7 +141,7 @@ class Tasks:
                     value = await value
             except BaseException as error:
                 pending.end(error=error)
-                if not isinstance(error, Exception):
+                if isinstance(error, (anyio.get_cancelled_exc_class(), KeyboardInterrupt)):
                     raise
             else:
                 pending.end(value)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import ssl
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import pytest
 from worlds import CHAT, MESSAGES, until

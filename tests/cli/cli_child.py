@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import queue
 import subprocess
@@ -12,9 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import openai
+
 import deadstop
 
 BOUND = 30.0  # seconds; on a busy machine an interpreter alone may take several to start
+# trio 0.21, which openai 1.0.0 comes down to, on the hook that exceptiongroup's backport has put there first.
+QUIET = "ignore:You seem to already have a custom sys.excepthook:RuntimeWarning"
 SOURCES = str(Path(deadstop.__file__).resolve().parents[1])
 
 
@@ -31,7 +36,7 @@ class Child:
             stderr=subprocess.PIPE,
             text=True,
             cwd=cwd,
-            env={**clean, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", **env},
+            env={**clean, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": QUIET, **env},
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._read: list[str] = []
@@ -96,6 +101,9 @@ def command(*arguments: str, cwd: Path | None = None, **env: str) -> Iterator[Ch
     child = Child(arguments, env, cwd)
     try:
         yield child
+    except BaseException:
+        print("On standard error so far:", child.errors)
+        raise
     finally:
         child.process.kill()
         child.end()
@@ -104,3 +112,24 @@ def command(*arguments: str, cwd: Path | None = None, **env: str) -> Iterator[Ch
 def key_and_url(base_url: str) -> dict[str, str]:
     """The environment that points an unmodified script at a server."""
     return {"OPENAI_API_KEY": "sk-test", "OPENAI_BASE_URL": base_url}
+
+
+POINTED = """
+import functools, os, runpy, sys
+import openai
+
+OpenAI = openai.OpenAI
+openai.OpenAI = functools.partial(OpenAI, base_url=os.environ["OPENAI_BASE_URL"])
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+def seed(directory: Path) -> tuple[str, ...]:
+    """The page's own script, as arguments. The first releases of openai don't know OPENAI_BASE_URL: they get help."""
+    path = directory / "seed.py"
+    path.write_text(Path(__file__).with_name("seed_page.txt").read_text(encoding="utf-8"), encoding="utf-8")
+    if "OPENAI_BASE_URL" in inspect.getsource(openai.OpenAI.__init__):
+        return (str(path),)
+    pointed = directory / "pointed.py"
+    pointed.write_text(POINTED, encoding="utf-8")
+    return (str(pointed), str(path))

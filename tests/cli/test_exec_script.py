@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cli_child import command, key_and_url
+from cli_child import command, key_and_url, seed
 
 from deadstop.testing import FakeOpenAI
-
-SEED = Path(__file__).with_name("seed_page.txt").read_text(encoding="utf-8")
 
 
 def write(path: Path, text: str) -> str:
@@ -21,7 +19,7 @@ def write(path: Path, text: str) -> str:
 
 def test_the_pages_script_runs_unmodified(tmp_path: Path, fake_openai: FakeOpenAI) -> None:
     """The page's fixed script imports its error from openai, completes its request and says so."""
-    with command("exec", write(tmp_path / "seed.py", SEED), **key_and_url(fake_openai.base_url)) as child:
+    with command("exec", *seed(tmp_path), **key_and_url(fake_openai.base_url)) as child:
         assert child.end() == 0
     assert child.output == ["Request completed or cancelled"]
     assert child.errors == ""

@@ -7,18 +7,20 @@ import signal
 from pathlib import Path
 
 import pytest
-from cli_child import command, key_and_url
+from cli_child import command, key_and_url, seed
 
 from deadstop.testing import FakeOpenAI, RequestRecord, faults
 
-SEED = Path(__file__).with_name("seed_page.txt").read_text(encoding="utf-8")
 ASK = 'model="gpt-4o", messages=[{"role": "user", "content": "Hello"}]'
 
 FRAME = f"""
-import atexit, threading, time
+import atexit, functools, os, threading, time
 from openai import AsyncOpenAI, OpenAI, RunCancelledError
 
 atexit.register(print, "atexit")
+if "OPENAI_BASE_URL" in os.environ:  # the first releases don't read it
+    OpenAI = functools.partial(OpenAI, base_url=os.environ["OPENAI_BASE_URL"])
+    AsyncOpenAI = functools.partial(AsyncOpenAI, base_url=os.environ["OPENAI_BASE_URL"])
 
 def ask(client):
     return client.chat.completions.create({ASK})
@@ -71,9 +73,7 @@ def test_a_signal_cancels_the_blocked_call_and_ends_the_script(
 ) -> None:
     """The page's own script, blocked in its call, ends with the signal's code, a receipt and no traceback."""
     fake_openai.add(faults.LostHeaders())
-    seed = tmp_path / "seed.py"
-    seed.write_text(SEED, encoding="utf-8")
-    with command("exec", "--grace", "20", str(seed), **key_and_url(fake_openai.base_url)) as child:
+    with command("exec", "--grace", "20", *seed(tmp_path), **key_and_url(fake_openai.base_url)) as child:
         fake_openai.wait_for(asked, 20)
         child.signal(number)
         assert child.end() == code
@@ -86,10 +86,9 @@ def test_a_signal_cancels_the_blocked_call_and_ends_the_script(
 
 def test_the_pages_handler_fires_when_the_cancel_is_not_confirmed(tmp_path: Path) -> None:
     """On a transport that can't be interrupted `create()` raises the page's error, and the page's handler prints it."""
-    seed, opaque = tmp_path / "seed.py", tmp_path / "opaque.py"
-    seed.write_text(SEED, encoding="utf-8")
+    opaque = tmp_path / "opaque.py"
     opaque.write_text(OPAQUE, encoding="utf-8")
-    options = ("exec", "--grace", "0.2", str(opaque), str(seed))
+    options = ("exec", "--grace", "0.2", str(opaque), seed(tmp_path)[-1])
     with command(*options, OPENAI_API_KEY="sk-test", OPENAI_BASE_URL="http://127.0.0.1:1/v1") as child:
         child.until("inside")
         child.signal(signal.SIGTERM)
@@ -273,6 +272,7 @@ def test_calls_of_worker_threads_are_cancelled(tmp_path: Path, fake_openai: Fake
     fake_openai.add(faults.LostHeaders())
     body = f"""
     client = OpenAI()
+    client.chat.completions  # imported here: Python lets no thread import much once the main thread is done
     workers = [threading.Thread(target=ask, args=(client,)) for _ in range(3)]
     for each in workers: each.start()
     {main}
@@ -291,9 +291,12 @@ def test_a_scripts_own_handler_is_kept(tmp_path: Path) -> None:
     body = """
     import signal
 
-    signal.signal(signal.SIGTERM, lambda *_: print("its own"))
+    came = []
+    signal.signal(signal.SIGTERM, lambda *_: came.append("its own"))
     print("ready", flush=True)
-    signal.pause()
+    while not came:
+        time.sleep(0.01)
+    print(*came)
     """
     with command("exec", script(tmp_path, body)) as child:
         child.until("ready")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import _thread
 import threading
 import time
-from typing import Any, Callable, Iterable, Iterator, Optional
+from collections.abc import Iterable, Iterator
+from typing import Any, Callable, Optional
 
 from deadstop.calls import connect
 from deadstop.calls.call import Call, Interruption, current_call

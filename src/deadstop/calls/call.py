@@ -19,8 +19,8 @@ import time
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol
 
-from deadstop.core.model import Attempt, CallFacts, Interrupted, Phase, ServerWork, Streamed
 from deadstop.calls.completion import Completion
+from deadstop.core.model import Attempt, CallFacts, Interrupted, Phase, ServerWork, Streamed
 
 if TYPE_CHECKING:
     from deadstop.errors import DeadstopError

@@ -22,7 +22,7 @@ class Completion:
 
     def __init__(self) -> None:
         self._done = False
-        self._waiters: list[Callable[[], None]] = []
+        self._waiters: list[Callable[[], object]] = []
 
     def is_set(self) -> bool:
         return self._done
@@ -38,7 +38,7 @@ class Completion:
                 return
             wake()
 
-    def notify(self, callback: Callable[[], None]) -> None:
+    def notify(self, callback: Callable[[], object]) -> None:
         """Have `callback` called (once, in the setter's thread) when the flag is set; at once if it is."""
         self._waiters.append(callback)
         if self._done:

@@ -10,8 +10,9 @@ each read put into a scope.
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Awaitable, Callable, Iterable, Iterator, Optional
+from typing import Any, Callable, Optional
 
 import anyio
 

@@ -18,7 +18,8 @@ import socket
 import ssl
 import threading
 import time
-from typing import Any, Iterable, Iterator, Optional
+from collections.abc import Iterable, Iterator
+from typing import Any, Optional
 
 from deadstop.calls.call import Call, Interruption
 from deadstop.core.model import Interrupted, Phase

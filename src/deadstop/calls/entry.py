@@ -7,7 +7,8 @@ The SDK's backoff is here too. Its sleep can't be interrupted from outside, but 
 from __future__ import annotations
 
 import logging
-from typing import Any, Awaitable, Callable, Optional
+from collections.abc import Awaitable
+from typing import Any, Callable, Optional
 
 import anyio
 

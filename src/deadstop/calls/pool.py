@@ -15,11 +15,23 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from typing import Any, Callable, Iterator, Optional
+from collections.abc import Iterator
+from typing import Any, Callable, Optional
 
 from deadstop.calls.call import Call, Interruption, current_call
 
-__all__ = ["CALL", "core_of", "hook_pool", "lock_is_free", "pools_of", "recast", "reclaim", "renew", "retire", "wake_waiter"]
+__all__ = [
+    "CALL",
+    "core_of",
+    "hook_pool",
+    "lock_is_free",
+    "pools_of",
+    "recast",
+    "reclaim",
+    "renew",
+    "retire",
+    "wake_waiter",
+]
 
 CALL = "deadstop.call"
 """The request extension that names a request's call."""

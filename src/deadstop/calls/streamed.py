@@ -12,8 +12,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import time
+from collections.abc import Awaitable, Generator
 from dataclasses import dataclass
-from typing import Any, Awaitable, Callable, Generator, Optional
+from typing import Any, Callable, Optional
 
 from deadstop.calls.call import Call
 from deadstop.calls.reassemble import Plan, Truncated, plan

@@ -27,7 +27,7 @@ from typing import Any, Callable, Optional
 from deadstop.calls.call import Call, Interruption
 from deadstop.cli.script import ScriptError, prepare, show
 from deadstop.clients.install import install
-from deadstop.core.model import Cause, CancelReceipt
+from deadstop.core.model import CancelReceipt, Cause
 from deadstop.errors import RunCancellationTimeoutError, RunCancelledError
 from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.registry import REGISTRIES, Registry
@@ -107,6 +107,7 @@ class Supervisor:
         if self._signal is not None or self._over:
             os._exit(128 + number)
         self._signal, self._deadline = number, time.monotonic() + self._grace
+        threading.excepthook = self._quietly(threading.excepthook)
         # `_thread`, because starting a `threading.Thread` takes locks that the main thread may hold just now.
         _thread.start_new_thread(self._enforce, ())
         self._calls = [call for registry in _registries() for run in registry.live() for call in run.calls.values()]
@@ -116,7 +117,7 @@ class Supervisor:
         handling = told or self._finishing or not self._calls
         _thread.start_new_thread(self._see_through, (started, handling))
         if not started:
-            raise Stop(128 + number)
+            self._stop()
 
     def _leave(self) -> None:
         if self._over:
@@ -126,7 +127,11 @@ class Supervisor:
             if not (call.in_task or call.left.is_set()) and call.thread == here and call.is_inside():
                 # On a transport that can't be interrupted. Its caller gets a RunCancellationTimeoutError.
                 raise Interruption(call)
-        raise Stop(128 + (self._signal or 0))
+        self._stop()
+
+    def _stop(self) -> None:
+        if not _stop_trio():
+            raise Stop(128 + (self._signal or 0))
 
     def _facts(self) -> dict[str, Any]:
         name = signal.Signals(self._signal or 0).name
@@ -135,7 +140,6 @@ class Supervisor:
     # In threads of their own
 
     def _see_through(self, started: list[Cancelling], handling: bool) -> None:
-        threading.excepthook = self._quietly(threading.excepthook)
         try:
             self._settle(started)
         finally:
@@ -199,7 +203,7 @@ class Supervisor:
         group = getattr(error, "exceptions", None)
         if isinstance(group, tuple) and group:
             return all(self._is_ours(each) for each in group)
-        return isinstance(error.__cause__, Stop)  # trio wraps what is raised on top of its own code
+        return isinstance(error, KeyboardInterrupt)
 
     def _quietly(self, hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
         def quiet(facts: Any) -> None:
@@ -215,6 +219,17 @@ def _registries() -> list[Registry]:
             return list(REGISTRIES)
         except RuntimeError:  # another thread made a client just now
             continue
+
+
+def _stop_trio() -> bool:
+    # What is raised on top of trio's own code breaks it. Its way for a KeyboardInterrupt is safe from a handler.
+    trio = sys.modules.get("trio")
+    context = getattr(getattr(getattr(trio, "_core", None), "_run", None), "GLOBAL_RUN_CONTEXT", None)
+    deliver = getattr(getattr(context, "runner", None), "deliver_ki", None)
+    if deliver is None:
+        return False
+    deliver()
+    return True
 
 
 def _wait_for_threads() -> None:

@@ -1,53 +1,78 @@
-"""What a client of ours carries: its registry and its runs, shared with its copies."""
+"""What a client of ours carries: its registry and its runs, shared with its copies.
+
+The machinery is imported when a client is first used, so that importing deadstop costs next to nothing.
+"""
 
 from __future__ import annotations
 
 import weakref
-from typing import Any, Callable, Union
+from typing import TYPE_CHECKING, Any, Callable, Union
 
-from deadstop.calls import blocking, concurrent
-from deadstop.calls.entry import retry_pause, run_blocking, run_concurrent
-from deadstop.runs.blocking import Run, Runs
-from deadstop.runs.concurrent import AsyncRun, AsyncRuns
-from deadstop.runs.registry import Registry
+if TYPE_CHECKING:
+    from deadstop.runs.blocking import Runs
+    from deadstop.runs.concurrent import AsyncRuns
+    from deadstop.runs.registry import Registry
 
-__all__ = ["ATTRIBUTE", "Adopted", "adopt_async", "adopt_sync", "pause", "request_async", "request_sync", "share"]
+__all__ = ["ATTRIBUTE", "Adopted", "adopt_async", "adopt_sync", "share"]
 
 ATTRIBUTE = "_deadstop"
 
 
 class Adopted:
-    """A client's part in deadstop. The HTTP client is prepared when it is first used, and again if it is replaced."""
+    """A client's part in deadstop. The HTTP client is prepared when it is first used, and again if it is replaced.
 
-    __slots__ = ("_hook", "_http", "registry", "runs")
+    `run(call, request)` runs one call of the SDK; `pause(seconds)` is the SDK's wait before a retry, interruptible.
+    """
 
-    def __init__(self, registry: Registry, runs: Union[Runs, AsyncRuns], hook: Callable[[Any], None]) -> None:
+    __slots__ = ("_hook", "_http", "pause", "registry", "run", "runs")
+
+    def __init__(
+        self,
+        registry: Registry,
+        runs: Union[Runs, AsyncRuns],
+        *,
+        hook: Callable[[Any], None],
+        run: Callable[..., Any],
+        pause: Callable[[float], float],
+    ) -> None:
         self.registry = registry
         self.runs = runs
+        self.run = run
+        self.pause = pause
         self._hook = hook
         self._http: Any = None
 
-    def ready(self, client: Any) -> Registry:
-        """Prepare the client's HTTP client if that is still to do."""
+    def request(self, client: Any, send: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """`client.request(...)` as a call of a run; to be awaited for an async client."""
         http_client = client._client
         if self._http is None or self._http() is not http_client:
             self._hook(http_client)
             self._http = weakref.ref(http_client)
-        return self.registry
+        options = args[1] if len(args) > 1 else kwargs["options"]
+        call = self.registry.begin(options.method, str(options.url), streamed=bool(kwargs.get("stream")))
+        return self.run(call, lambda: send(*args, **kwargs))
 
     def for_copy(self) -> Adopted:
         """The part of a copy of the client: the same runs; maybe another HTTP client."""
-        return Adopted(self.registry, self.runs, self._hook)
+        return Adopted(self.registry, self.runs, hook=self._hook, run=self.run, pause=self.pause)
 
 
 def adopt_sync(client: Any) -> Adopted:
     """Give a sync client runs, if it has none yet."""
     adopted: Any = client.__dict__.get(ATTRIBUTE)
     if adopted is None:
+        from deadstop.calls import blocking, entry
+        from deadstop.runs.blocking import Run, Runs
+        from deadstop.runs.registry import Registry
+
         ref = weakref.ref(client)
-        runs = Runs(Registry(Run), lambda: blocking.reset_client(_alive(ref)._client))
+        registry = Registry(Run)
+        runs = Runs(registry, lambda: blocking.reset_client(_alive(ref)._client))
+        made = Adopted(
+            registry, runs, hook=blocking.hook_client, run=entry.run_blocking, pause=entry.retry_pause
+        )
         # setdefault: two threads may use a new client for the first time at once.
-        adopted = client.__dict__.setdefault(ATTRIBUTE, Adopted(runs._registry, runs, blocking.hook_client))
+        adopted = client.__dict__.setdefault(ATTRIBUTE, made)
     return adopted  # type: ignore[no-any-return]
 
 
@@ -55,11 +80,17 @@ def adopt_async(client: Any) -> Adopted:
     """Give an async client runs, if it has none yet."""
     adopted: Any = client.__dict__.get(ATTRIBUTE)
     if adopted is None:
+        from deadstop.calls import concurrent, entry
+        from deadstop.runs.concurrent import AsyncRun, AsyncRuns
+        from deadstop.runs.registry import Registry
+
         ref = weakref.ref(client)
-        runs = AsyncRuns(
-            Registry(AsyncRun, in_task=True), lambda: concurrent.reset_client(_alive(ref)._client)
+        registry = Registry(AsyncRun, in_task=True)
+        runs = AsyncRuns(registry, lambda: concurrent.reset_client(_alive(ref)._client))
+        made = Adopted(
+            registry, runs, hook=concurrent.hook_client, run=entry.run_concurrent, pause=entry.retry_pause
         )
-        adopted = client.__dict__.setdefault(ATTRIBUTE, Adopted(runs._registry, runs, concurrent.hook_client))
+        adopted = client.__dict__.setdefault(ATTRIBUTE, made)
     return adopted  # type: ignore[no-any-return]
 
 
@@ -74,24 +105,3 @@ def share(adopted: Adopted, copy: Any) -> Any:
     """Let a copy of a client have the client's runs."""
     copy.__dict__[ATTRIBUTE] = adopted.for_copy()
     return copy
-
-
-def request_sync(adopted: Adopted, client: Any, send: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """`client.request(...)` as a call of a run."""
-    registry = adopted.ready(client)
-    options = args[1] if len(args) > 1 else kwargs["options"]
-    call = registry.begin(options.method, str(options.url), streamed=bool(kwargs.get("stream")))
-    return run_blocking(call, lambda: send(*args, **kwargs))
-
-
-async def request_async(adopted: Adopted, client: Any, send: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """`await client.request(...)` as a call of a run."""
-    registry = adopted.ready(client)
-    options = args[1] if len(args) > 1 else kwargs["options"]
-    call = registry.begin(options.method, str(options.url), streamed=bool(kwargs.get("stream")))
-    return await run_concurrent(call, lambda: send(*args, **kwargs))
-
-
-def pause(seconds: float) -> float:
-    """The SDK's wait before a retry, made interruptible."""
-    return retry_pause(seconds)

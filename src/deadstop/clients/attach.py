@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
-from deadstop.clients.adopted import (
-    ATTRIBUTE,
-    Adopted,
-    adopt_async,
-    adopt_sync,
-    pause,
-    request_async,
-    request_sync,
-    share,
-)
+from deadstop.clients.adopted import ATTRIBUTE, Adopted, adopt_async, adopt_sync, share
 from deadstop.clients.drop_in import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
 from deadstop.clients.helpers import hook_client_resources
 from deadstop.errors import UnsupportedClientError
-from deadstop.runs.blocking import Runs
-from deadstop.runs.concurrent import AsyncRuns
+
+if TYPE_CHECKING:
+    from deadstop.runs.blocking import Runs
+    from deadstop.runs.concurrent import AsyncRuns
 
 __all__ = ["attach"]
 
@@ -55,12 +48,12 @@ def _named(thing: Any) -> str:
 
 def _attach(client: Any, is_async: bool) -> Adopted:
     adopted = adopt_async(client) if is_async else adopt_sync(client)
-    _override(client, adopted, is_async)
+    _override(client, adopted)
     hook_client_resources(client)
     return adopted
 
 
-def _override(client: Any, adopted: Adopted, is_async: bool) -> None:
+def _override(client: Any, adopted: Adopted) -> None:
     # Weakly: a client that refers to itself would stay until the garbage collector comes by, with its sockets.
     ref = weakref.ref(client)
     cls = type(client)
@@ -68,14 +61,14 @@ def _override(client: Any, adopted: Adopted, is_async: bool) -> None:
     def request(*args: Any, **kwargs: Any) -> Any:
         alive = ref()
         send = cls.request.__get__(alive, cls)
-        return (request_async if is_async else request_sync)(adopted, alive, send, args, kwargs)
+        return adopted.request(alive, send, args, kwargs)
 
     def calculate(*args: Any, **kwargs: Any) -> float:
-        return pause(cls._calculate_retry_timeout(ref(), *args, **kwargs))
+        return adopted.pause(cls._calculate_retry_timeout(ref(), *args, **kwargs))
 
     def copy(*args: Any, **kwargs: Any) -> Any:
         twin = share(adopted, cls.copy(ref(), *args, **kwargs))
-        _override(twin, twin.__dict__[ATTRIBUTE], is_async)
+        _override(twin, twin.__dict__[ATTRIBUTE])
         hook_client_resources(twin)
         return twin
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Callable, TypeVar, cast
 
 import openai
 
-from deadstop.clients.adopted import adopt_async, adopt_sync, pause, request_async, request_sync, share
+from deadstop.clients.adopted import adopt_async, adopt_sync, share
 from deadstop.clients.helpers import hook_resources
-from deadstop.runs.blocking import Runs
-from deadstop.runs.concurrent import AsyncRuns
+
+if TYPE_CHECKING:
+    from deadstop.runs.blocking import Runs
+    from deadstop.runs.concurrent import AsyncRuns
 
 __all__ = ["AsyncAzureOpenAI", "AsyncOpenAI", "AzureOpenAI", "OpenAI"]
 
@@ -21,23 +23,23 @@ class _Sync:
     @property
     def runs(self) -> Runs:
         """The runs of this client and its copies."""
-        return cast(Runs, adopt_sync(self).runs)
+        return cast("Runs", adopt_sync(self).runs)
 
     def request(self, *args: Any, **kwargs: Any) -> Any:
-        return request_sync(adopt_sync(self), self, super().request, args, kwargs)  # type: ignore[misc]
+        return adopt_sync(self).request(self, super().request, args, kwargs)  # type: ignore[misc]
 
     def _calculate_retry_timeout(self, *args: Any, **kwargs: Any) -> float:
-        return pause(super()._calculate_retry_timeout(*args, **kwargs))  # type: ignore[misc]
+        return adopt_sync(self).pause(super()._calculate_retry_timeout(*args, **kwargs))  # type: ignore[misc]
 
 
 class _Async:
     @property
     def runs(self) -> AsyncRuns:
         """The runs of this client and its copies."""
-        return cast(AsyncRuns, adopt_async(self).runs)
+        return cast("AsyncRuns", adopt_async(self).runs)
 
     async def request(self, *args: Any, **kwargs: Any) -> Any:
-        return await request_async(adopt_async(self), self, super().request, args, kwargs)  # type: ignore[misc]
+        return await adopt_async(self).request(self, super().request, args, kwargs)  # type: ignore[misc]
 
 
 def _sharing(copy: F, adopt: Callable[[Any], Any]) -> F:

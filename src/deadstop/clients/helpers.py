@@ -9,9 +9,6 @@ from __future__ import annotations
 import functools
 from typing import Any, Callable, TypeVar
 
-from deadstop.calls.fence import fence_helper
-from deadstop.calls.pool import recast
-
 __all__ = ["hook_client_resources", "hook_resources"]
 
 C = TypeVar("C", bound=type)
@@ -38,11 +35,15 @@ def _fenced_manager(cls: Any) -> type:
 
     class Manager(cls):  # type: ignore[misc]
         def __enter__(self) -> Any:
+            from deadstop.calls.fence import fence_helper
+
             helper = super().__enter__()
             fence_helper(helper)
             return helper
 
         async def __aenter__(self) -> Any:
+            from deadstop.calls.fence import fence_helper
+
             helper = await super().__aenter__()
             fence_helper(helper)
             return helper
@@ -56,6 +57,8 @@ def _with_stream(cls: Any) -> type:
     class Resource(cls):  # type: ignore[misc]
         @functools.wraps(cls.stream)
         def stream(self, *args: Any, **kwargs: Any) -> Any:
+            from deadstop.calls.pool import recast
+
             manager = super().stream(*args, **kwargs)
             recast(manager, _fenced_manager)
             return manager
@@ -70,11 +73,15 @@ def _with_hooked_children(cls: Any) -> type:
 
 
 def _hook_stream(resource: Any) -> None:
+    from deadstop.calls.pool import recast
+
     if callable(getattr(type(resource), "stream", None)):
         recast(resource, _with_stream)
 
 
 def _hook_children(resource: Any) -> None:
+    from deadstop.calls.pool import recast
+
     recast(resource, _with_hooked_children)
     for name, each in list(vars(resource).items()):  # made already, or by an SDK that makes them at once
         if name in _HOOKS:

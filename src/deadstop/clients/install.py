@@ -43,8 +43,8 @@ def install() -> None:
     load = getattr(openai, "_load_client", None)
     if load is not None:
         _before["_load_client"] = load
-        openai._load_client = _attached(load)  # type: ignore[attr-defined]
-        _patch_module_client(openai._load_client)  # type: ignore[attr-defined]
+        openai._load_client = _attached(load)
+        _patch_module_client(openai._load_client)
 
 
 def uninstall() -> None:

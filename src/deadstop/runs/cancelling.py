@@ -11,7 +11,9 @@ import logging
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Callable, Iterable, Optional
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Callable, Optional
 
 from deadstop.calls.call import Call, current_call
 from deadstop.calls.completion import Completion
@@ -159,7 +161,10 @@ class Cancelling:
     @property
     def receipt(self) -> Optional[CancelReceipt]:
         """The receipt, once there is an outcome. An unconfirmed one may be replaced, once (I6)."""
-        return self._final
+        final = self._final
+        if final is not None and len(final.later) != len(self._late):
+            final = self._final = replace(final, later=self._later())
+        return final
 
     def timed_out(self, call: Call) -> Optional[CancelReceipt]:
         """The receipt of the cancel that did not see `call` leave in time; None if it did."""
@@ -209,9 +214,12 @@ class Cancelling:
             diagnosis=diagnosis,
             calls=facts,
             children=children,
-            later=tuple((late.reason, late.actor) for late in self._late),
+            later=self._later(),
             request_id=intent.request_id,
         )
+
+    def _later(self) -> tuple[tuple[Optional[str], Optional[str]], ...]:
+        return tuple((intent.reason, intent.actor) for intent in list(self._late))
 
     def _outcome(self, children: tuple[CancelReceipt, ...], level: Optional[Level]) -> tuple[Outcome, Evidence]:
         outcomes = {machine.outcome for machine in self._machines.values()} | {child.outcome for child in children}

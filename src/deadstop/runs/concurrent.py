@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from types import TracebackType
-from typing import Any, Awaitable, Callable, Optional, Union, cast
+from typing import Any, Callable, Optional, Union, cast
 
 import anyio
 
