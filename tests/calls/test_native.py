@@ -1,0 +1,217 @@
+"""Cancellation that is not ours passes through untouched, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+from typing import Any, Iterator
+
+import anyio
+import pytest
+from worlds import CHAT
+
+import deadstop
+from deadstop import RunCancelledError
+from deadstop.testing import FakeOpenAI, faults
+
+
+@pytest.fixture
+def server() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI(rate=50, tokens=1000) as one:
+        yield one
+
+
+async def seen(server: FakeOpenAI, predicate: Any) -> None:
+    await anyio.to_thread.run_sync(server.wait_for, predicate)
+
+
+def generating(requests: Any) -> bool:
+    return any(each.state == "generating" for each in requests)
+
+
+def gone(requests: Any) -> bool:
+    return bool(requests) and all(each.disconnect_seen_at is not None for each in requests)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_cancel_scope_of_the_users_own(server: FakeOpenAI, stream: bool) -> None:
+    """anyio's own cancel ends the call, is not turned into our error, and the connection goes."""
+    client = deadstop.AsyncOpenAI(api_key="k", base_url=server.base_url)
+
+    async def program() -> None:
+        reply: Any = await client.chat.completions.create(**CHAT, stream=stream)
+        if stream:
+            async for _ in reply:
+                pass
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(program)
+        await seen(server, generating)
+        group.cancel_scope.cancel()
+    await seen(server, gone)
+    assert client._client._transport._pool._requests == []
+    assert client.runs.list() == []
+    await client.close()
+
+
+def test_task_cancel(server: FakeOpenAI) -> None:
+    """`task.cancel()` raises `CancelledError` with its own message, twice over, in each phase."""
+
+    async def main() -> None:
+        client = deadstop.AsyncOpenAI(api_key="k", base_url=server.base_url)
+        for stream in (False, True):
+            server.reset()
+
+            async def program(stream: bool = stream) -> None:
+                async with client.runs.open("r"):
+                    reply: Any = await client.chat.completions.create(**CHAT, stream=stream)
+                    if stream:
+                        async for _ in reply:
+                            pass
+
+            task = asyncio.create_task(program())
+            await seen(server, generating)
+            task.cancel("mine")
+            task.cancel("again")
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert task.cancelled()
+            await seen(server, gone)
+            assert client._client._transport._pool._requests == []
+            assert client.runs.list() == []
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_both_cancels_at_once(server: FakeOpenAI) -> None:
+    """Ours and the task's own at the same moment: the task ends as cancelled or with our error, never hangs."""
+
+    async def main() -> None:
+        client = deadstop.AsyncOpenAI(api_key="k", base_url=server.base_url)
+        for first in ("ours", "theirs"):
+            server.reset()
+
+            async def program() -> None:
+                async with client.runs.open("r"):
+                    await client.chat.completions.create(**CHAT)
+
+            task = asyncio.create_task(program())
+            await seen(server, generating)
+            run = client.runs.get("r")
+            for action in (run.cancel_soon, task.cancel) if first == "ours" else (task.cancel, run.cancel_soon):
+                action()
+            with pytest.raises((asyncio.CancelledError, RunCancelledError)):
+                await task
+            await seen(server, gone)
+            assert client._client._transport._pool._requests == []
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_wait_for_around_a_call(server: FakeOpenAI) -> None:
+    """`asyncio.wait_for` still raises its own timeout."""
+
+    async def main() -> None:
+        client = deadstop.AsyncOpenAI(api_key="k", base_url=server.base_url)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(client.chat.completions.create(**CHAT), 0.2)
+        await seen(server, gone)
+        assert client._client._transport._pool._requests == []
+        await client.close()
+
+    asyncio.run(main())
+
+
+def test_the_canceller_may_be_cancelled(server: FakeOpenAI) -> None:
+    """A task that waits for a cancel can be cancelled itself; the cancel goes on."""
+
+    async def main() -> None:
+        client = deadstop.AsyncOpenAI(api_key="k", base_url=server.base_url)
+
+        async def program() -> None:
+            async with client.runs.open("r"):
+                await client.chat.completions.create(**CHAT)
+
+        task = asyncio.create_task(program())
+        await seen(server, generating)
+        canceller = asyncio.create_task(client.runs.cancel("r"))
+        await asyncio.sleep(0)
+        canceller.cancel()
+        with pytest.raises((asyncio.CancelledError, RunCancelledError)):
+            await task
+        await asyncio.gather(canceller, return_exceptions=True)
+        receipt = await client.runs.wait("r", 5)
+        assert receipt is not None
+        assert receipt.outcome == "cancelled"
+        await client.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals go to the main thread")
+@pytest.mark.parametrize("how", ["cancel_soon", "cancel"])
+@pytest.mark.parametrize("phase", ["headers", "stream", "backoff"])
+def test_a_signal_handler_cancels_the_call_of_its_own_thread(server: FakeOpenAI, how: str, phase: str) -> None:
+    """A handler on top of the blocked main thread cancels the call that it stands on, without waiting for itself."""
+    client = deadstop.OpenAI(api_key="k", base_url=server.base_url)
+    receipts: list[Any] = []
+
+    def handler(_signal: int, _frame: Any) -> None:
+        run = client.runs.get("r")
+        receipts.append(getattr(run, how)(reason="SIGUSR1"))
+
+    if phase == "headers":
+        server.add(faults.LostHeaders())
+    elif phase == "backoff":
+        server.add(faults.Overloaded(status=429, retry_after="30"))
+
+    def kick() -> None:
+        server.wait_for(lambda requests: any(each.received_at for each in requests))
+        if phase == "backoff":
+            server.wait_for(lambda requests: requests[0].finished_at is not None)
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, handler)
+    kicker = threading.Thread(target=kick)
+    try:
+        kicker.start()
+        with pytest.raises(RunCancelledError, match="SIGUSR1"), client.runs.open("r"):
+            reply: Any = client.chat.completions.create(**CHAT, stream=phase == "stream")
+            for _ in reply:
+                pass
+    finally:
+        kicker.join(10)
+        signal.signal(signal.SIGUSR1, before)
+    if how == "cancel":
+        assert receipts[0].outcome in ("accepted", "cancelled")
+    assert client.runs.wait("r", 5).outcome == "cancelled"
+    assert client._client._transport._pool._requests == []
+    client.close()
+
+
+def test_keyboard_interrupt(server: FakeOpenAI) -> None:
+    """Ctrl-C in a blocked call is still a `KeyboardInterrupt`, and the connection goes."""
+    client = deadstop.OpenAI(api_key="k", base_url=server.base_url)
+
+    def kick() -> None:
+        server.wait_for(generating)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    kicker = threading.Thread(target=kick)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        kicker.start()
+        with pytest.raises(KeyboardInterrupt), client.runs.open("r"):
+            client.chat.completions.create(**CHAT)
+    finally:
+        kicker.join(10)
+        signal.signal(signal.SIGINT, before)
+    server.wait_for(gone)
+    assert client._client._transport._pool._requests == []
+    assert client.runs.list() == []
+    client.close()
