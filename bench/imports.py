@@ -53,7 +53,7 @@ def _import(*names: str) -> dict[str, Spent]:
     path = os.pathsep.join(filter(None, [home, os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT.replace("NAMES", repr(names))],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": ""},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -38,7 +38,7 @@ def measure_events(quick: bool) -> Iterator[Measure]:
     With one event per write the client mostly reads them one by one, as from a real server, and often waits
     for the next: there the processor time says more. With many per write the client sets the pace.
     """
-    count, events = (10, 200) if quick else (50, 400)
+    count, events = (10, 200) if quick else (40, 300)
     for burst in (1, 32):
         with FakeProcess(rate=0, tokens=events, burst=burst) as server:
             yield _sync_events(server.base_url, count, events, burst)

@@ -27,7 +27,7 @@ def test_the_pages_script_runs_unmodified(tmp_path: Path, fake_openai: FakeOpenA
 
 
 def test_a_script_sees_what_it_would_see_under_python(tmp_path: Path) -> None:
-    """`__main__`, sys.argv, sys.path[0] and `__file__` are as Python sets them; options after the script are its own."""
+    """`__main__`, sys.argv, sys.path[0] and `__file__` are Python's; options after the script are its own."""
     path = write(
         tmp_path / "script.py",
         "import sys\n"

@@ -210,7 +210,9 @@ def test_a_stream_between_two_events_is_cancelled(tmp_path: Path, fake_openai: F
     fake_openai.wait_for(lambda records: records[0].state == "disconnected")
 
 
-@pytest.mark.parametrize("end", ["await call", "await asyncio.gather(call, return_exceptions=True); await asyncio.sleep(60)"])
+@pytest.mark.parametrize(
+    "end", ["await call", "await asyncio.gather(call, return_exceptions=True); await asyncio.sleep(60)"]
+)
 def test_an_asyncio_script_ends_too(tmp_path: Path, fake_openai: FakeOpenAI, end: str) -> None:
     """The waiting task gets RunCancelledError; a program that then goes on is left after the grace."""
     fake_openai.add(faults.LostHeaders())

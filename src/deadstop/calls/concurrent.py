@@ -131,7 +131,11 @@ class _Backend:
         if call is not None:
             call.check()
             call.phase = Phase.CONNECTING
-        inner = await self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
+        try:
+            inner = await self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
+        except BaseException as error:
+            await _close_connected(error)
+            raise
         if call is not None:
             call.note(connect=time.monotonic() - began)
         return _Stream(inner)
@@ -143,6 +147,22 @@ class _Backend:
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
+
+
+async def _close_connected(error: BaseException) -> None:
+    """Close the connection that a cancelled `anyio.connect_tcp` had made already, and dropped.
+
+    When the cancel comes between the end of its winning attempt and its return, it leaves the stream open, to be
+    found by the garbage collector (anyio 3.7 to 4.16). All that is left of it then is a variable in the traceback.
+    """
+    trace = error.__traceback__
+    while trace is not None:
+        frame, trace = trace.tb_frame, trace.tb_next
+        if frame.f_code.co_name == "connect_tcp" and frame.f_globals.get("__name__", "").startswith("anyio."):
+            stream = frame.f_locals.get("connected_stream")
+            if stream is not None:
+                with anyio.CancelScope(shield=True):
+                    await stream.aclose()
 
 
 def hook_client(http_client: Any) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from pathlib import Path
-from typing import Callable, List, Optional  # noqa: UP035 - typer reads the annotations
+from typing import Callable, Optional
 
 from deadstop.cli.extras import Console, typer
 
@@ -20,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Later = List[Callable[[], int]]
+Later = list[Callable[[], int]]
 
 
 def run() -> int:
@@ -49,7 +48,7 @@ def _main(version: bool = typer.Option(False, "--version", help="Print the versi
 def _exec(
     context: typer.Context,
     target: str = typer.Argument(..., metavar="SCRIPT", help="The script; with -m, the name of a module."),
-    arguments: Optional[List[str]] = typer.Argument(None, metavar="ARGS", help="What the script gets."),
+    arguments: Optional[list[str]] = typer.Argument(None, metavar="ARGS", help="What the script gets."),  # noqa: B008
     module: bool = typer.Option(False, "-m", help="Run a module, as python -m does."),
     grace: float = typer.Option(2.0, min=0.0, help="Seconds for the cancels when a signal comes."),
 ) -> None:
@@ -66,7 +65,7 @@ def _exec(
 def _demo(
     base_url: Optional[str] = typer.Option(None, help="A real server, instead of the fake one."),
     model: Optional[str] = typer.Option(None, help="The model to ask there."),
-    api_key: Optional[str] = typer.Option(None, envvar="OPENAI_API_KEY", show_envvar=True, help="The key to use there."),
+    api_key: Optional[str] = typer.Option(None, envvar="OPENAI_API_KEY", help="The key to use there."),
     only: Optional[str] = typer.Option(None, help="Only the calls whose description contains this."),
 ) -> None:
     """Cancel real calls in every phase, and compare the receipts with the server's own record.
@@ -92,11 +91,11 @@ def _serve_fake(
     port: int = typer.Option(0, min=0, max=65535, help="0 takes a free one."),
     rate: float = typer.Option(50.0, min=0.0, help="Tokens per second; 0 is as fast as possible."),
     tokens: int = typer.Option(500, min=0, help="Length of an answer."),
-    fault: Optional[List[str]] = typer.Option(
+    fault: Optional[list[str]] = typer.Option(  # noqa: B008
         None, metavar="NAME[:ARG=VALUE,...]", help="A fault to play, such as StallAfter:tokens=3. Repeatable."
     ),
-    cert: Optional[Path] = typer.Option(None, exists=True, dir_okay=False, help="PEM certificate: speak HTTPS."),
-    key: Optional[Path] = typer.Option(None, exists=True, dir_okay=False, help="PEM key, unless it is in --cert."),
+    cert: Optional[str] = typer.Option(None, help="A PEM certificate: speak HTTPS."),
+    key: Optional[str] = typer.Option(None, help="Its PEM key, unless it is in the same file."),
 ) -> None:
     """Run the fake OpenAI server that misbehaves on demand, until Ctrl-C."""
     serve = importlib.import_module("deadstop.cli.serve_fake")
@@ -106,8 +105,8 @@ def _serve_fake(
         raise typer.BadParameter(str(error), param_hint="--fault") from error
     try:
         serve.serve_fake(port, rate, tokens, faults, cert, key)
-    except OSError as error:
-        print(f"The server can't start on port {port}: {error.strerror or error}.", file=sys.stderr)
+    except OSError as error:  # a port that is taken, a certificate that is none
+        print(f"The server can't start: {error}.", file=sys.stderr)
         raise typer.Exit(1) from error
 
 

@@ -54,7 +54,7 @@ def execute(target: str, arguments: list[str], *, module: bool = False, grace: f
 
 
 class Stop(SystemExit, KeyboardInterrupt):
-    """Makes the main thread leave the script. Also a `KeyboardInterrupt`: what the script does on Ctrl-C still works."""
+    """Makes the main thread leave. Also a `KeyboardInterrupt`, so that what the script does on Ctrl-C still works."""
 
 
 class Supervisor:

@@ -8,7 +8,6 @@ import signal
 import ssl
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Callable, Optional
 
 from deadstop.testing import FakeOpenAI, RequestRecord, faults
@@ -22,7 +21,7 @@ class BadFault(ValueError):
 
 
 def serve_fake(
-    port: int, rate: float, tokens: int, played: Sequence[Fault], cert: Optional[Path], key: Optional[Path]
+    port: int, rate: float, tokens: int, played: Sequence[Fault], cert: Optional[str], key: Optional[str]
 ) -> None:
     """Serve until SIGINT or SIGTERM. Prints the base URL, an example, and each request when it has ended."""
     context = None

@@ -1,0 +1,103 @@
+"""`deadstop demo`: real calls, cancelled in every phase, and what the server's own record says of it."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+from collections.abc import Sequence
+from typing import Optional
+
+from deadstop.cli.demo.cases import CASES, Case
+from deadstop.cli.demo.judge import Played
+from deadstop.cli.demo.show import Show
+from deadstop.cli.demo.stage import NEIGHBOUR, Stage, fake_stage
+from deadstop.cli.extras import Console, escape
+
+__all__ = ["demo"]
+
+
+def demo(
+    base_url: Optional[str] = None,
+    model: Optional[str] = None,
+    api_key: Optional[str] = None,
+    only: Optional[str] = None,
+) -> int:
+    """Play the cases whose description contains `only`. The exit code: 1 where receipt and record disagree."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=200)
+    cases = [each for each in CASES if only is None or only in f"{each.call}; {each.server}; {each.moment.value}"]
+    if not cases:
+        console.print(f"There is no call whose description contains {escape(repr(only))}.")
+        return 2
+    if base_url is None:
+        with fake_stage() as stage:
+            console.print(f"A fake server runs as process {stage.fake.pid if stage.fake else '?'}; no key is needed.")
+            return _beside_neighbours(stage, console, cases)
+    if not api_key:
+        console.print("A real server wants a key: give --api-key, or set OPENAI_API_KEY.")
+        return 2
+    cases = [each for each in cases if each.anywhere]
+    with Stage(base_url, api_key, None, model) as stage:
+        played = _play(stage, console, cases)
+    reasons = [each.skipped for each in played if each.skipped]
+    if not any(each.receipt and each.receipt.calls for each in played) and reasons:
+        console.print(f"[red]Nothing could be played there[/red]: {escape(reasons[0])}")
+        return 2
+    return _close(console, played, [])
+
+
+def _beside_neighbours(stage: Stage, console: Console, cases: Sequence[Case]) -> int:
+    with contextlib.ExitStack() as stack:
+        neighbours = [
+            stack.enter_context(stage.neighbour(task, f"neighbour-{name}", NEIGHBOUR))
+            for task, name in ((False, "sync"), (True, "async"))
+        ]
+        played = _play(stage, console, cases)
+        problems = [problem for each in neighbours for problem in each.problems()]
+        for each in neighbours:
+            console.print(f"Beside them, never cancelled: {each.model} {each.summary()}")
+    return _close(console, played, problems)
+
+
+def _play(stage: Stage, console: Console, cases: Sequence[Case]) -> list[Played]:
+    played: dict[int, Played] = {}
+    waiting: list[int] = []
+    with Show(console, cases, stage.fake is not None) as show:
+        for number, case in enumerate(cases):
+            show.tell(number, "running")
+            played[number] = stage.play(case, number)
+            if stage.fake is not None and case.most_after is None and not stage.is_over(number):
+                waiting.append(number)  # the server works on alone; its record is read in the end
+                show.tell(number, "server runs on", played[number])
+            else:
+                stage.finish(played[number], number)
+                show.tell(number, "done", played[number])
+        for number in waiting:
+            stage.finish(played[number], number)
+            show.tell(number, "done", played[number])
+        show.end()
+    return list(played.values())
+
+
+def _close(console: Console, played: Sequence[Played], problems: Sequence[str]) -> int:
+    for number, each in enumerate(played, 1):
+        problems = [*problems, *(f"{number}. {each.case.call}, {each.case.moment.value}: {p}" for p in each.problems)]
+    done = [each for each in played if not each.skipped]
+    for what, times in (
+        ("caller free", [each.free_after for each in done if each.case.opaque is False]),
+        ("server sees the end of file", [each.gone_after for each in done]),
+    ):
+        known = sorted(each * 1000 for each in times if each is not None)
+        if known:
+            middle = statistics.median(known)
+            console.print(f"From the cancel to {what}: median {middle:.1f} ms, max {known[-1]:.1f} ms.")
+    skipped = len(played) - len(done)
+    tail = f"; {skipped} skipped" if skipped else ""
+    if problems:
+        console.print(f"[red]{len(problems)} disagreements[/red] in {len(done)} calls{tail}:")
+        for problem in problems:
+            console.print(f"  {escape(problem)}")
+        return 1
+    console.print(f"[green]All {len(done)} receipts hold[/green]{tail}.")
+    return 0
