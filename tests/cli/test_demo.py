@@ -109,7 +109,7 @@ def test_an_unconfirmed_receipt_holds_while_the_call_goes_on(record: dict[str, A
 
 
 def test_the_demo_holds() -> None:
-    """Every case is played, or skipped visibly, beside calls that finish untouched; every receipt holds: exit code 0."""
+    """Every case is played or skipped visibly, calls beside them finish untouched, and every receipt holds."""
     with command("demo") as child:
         assert child.end() == 0, "\n".join(child.output)
     output = "\n".join(child.output)

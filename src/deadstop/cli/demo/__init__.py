@@ -10,7 +10,7 @@ from typing import Optional
 from deadstop.cli.demo.cases import CASES, Case
 from deadstop.cli.demo.judge import Played
 from deadstop.cli.demo.show import Show
-from deadstop.cli.demo.stage import NEIGHBOUR, Stage, fake_stage
+from deadstop.cli.demo.stage import Stage, fake_stage
 from deadstop.cli.extras import Console, escape
 
 __all__ = ["demo"]
@@ -48,9 +48,10 @@ def demo(
 
 
 def _beside_neighbours(stage: Stage, console: Console, cases: Sequence[Case]) -> int:
+    tokens = 100 + 30 * len(cases)  # for about as long as the show goes on
     with contextlib.ExitStack() as stack:
         neighbours = [
-            stack.enter_context(stage.neighbour(task, f"neighbour-{name}", NEIGHBOUR))
+            stack.enter_context(stage.neighbour(task, f"neighbour-{name}", tokens))
             for task, name in ((False, "sync"), (True, "async"))
         ]
         played = _play(stage, console, cases)

@@ -17,9 +17,8 @@ from deadstop.core.model import Phase
 from deadstop.errors import DeadstopError
 from deadstop.testing import FakeProcess, RequestRecord, full_backlog
 
-__all__ = ["NEIGHBOUR", "Neighbour", "Stage"]
+__all__ = ["Neighbour", "Stage", "fake_stage"]
 
-NEIGHBOUR = 1000  # tokens of the neighbours' answers: 5 s, most of the show
 RATE = 200.0
 _ACTIVE = ("receiving", "generating")
 
