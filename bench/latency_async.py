@@ -110,9 +110,7 @@ async def _deadstop(server: FakeProcess, phase: Phase, client: deadstop.AsyncOpe
     return taken
 
 
-async def _sample(
-    server: FakeProcess, phase: Phase, held: RequestRecord, began: float, caller: _Caller
-) -> Sample:
+async def _sample(server: FakeProcess, phase: Phase, held: RequestRecord, began: float, caller: _Caller) -> Sample:
     # In a thread: asyncio closes a socket one turn of the loop after it was told to.
     return await asyncio.to_thread(phases.sample, server, phase, held, began, caller.released)
 

@@ -51,8 +51,7 @@ def _stress_threads(cancels: int) -> Tally:
             for each in range(WORKERS)
         ]
         neighbours = [
-            threading.Thread(target=_live_next_door, args=(client, each, done, tally))
-            for each in range(NEIGHBOURS)
+            threading.Thread(target=_live_next_door, args=(client, each, done, tally)) for each in range(NEIGHBOURS)
         ]
         for thread in (*workers, *neighbours):
             thread.start()

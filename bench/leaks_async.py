@@ -39,9 +39,7 @@ async def _stress(server: FakeProcess, cancels: int) -> Tally:
     before, tasks = census.take((client,)), len(asyncio.all_tasks())
     numbers = itertools.count(1)
     done = asyncio.Event()
-    neighbours = [
-        asyncio.ensure_future(_live_next_door(client, each, done, tally)) for each in range(NEIGHBOURS)
-    ]
+    neighbours = [asyncio.ensure_future(_live_next_door(client, each, done, tally)) for each in range(NEIGHBOURS)]
     await asyncio.gather(
         *(_work(client, numbers, cancels, random.Random(SEED - 1 - each), tally) for each in range(WORKERS))
     )
@@ -97,9 +95,7 @@ async def _try(client: Any, trial: Trial, tally: Tally) -> None:
                 timer.start()
                 cancellers.append(_until(lambda: not timer.is_alive()))
             times = {"twice": 2, "deadline": 0, "native": 0, "from a thread": 0}.get(trial.way, 1)
-            cancellers += [
-                asyncio.ensure_future(_cancel(client, run, parent, trial, tally)) for _ in range(times)
-            ]
+            cancellers += [asyncio.ensure_future(_cancel(client, run, parent, trial, tally)) for _ in range(times)]
             await _call(client, trial, tally)
             trial.stream = None
         await asyncio.gather(*cancellers)

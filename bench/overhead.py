@@ -83,9 +83,7 @@ def _sync_calls(url: str, count: int, warm_up: int) -> Measure:
 
 async def _async_calls(url: str, count: int, warm_up: int) -> Measure:
     async with contextlib.AsyncExitStack() as stack:
-        plain, again = [
-            await stack.enter_async_context(openai.AsyncOpenAI(**_options(url))) for _ in range(2)
-        ]
+        plain, again = [await stack.enter_async_context(openai.AsyncOpenAI(**_options(url))) for _ in range(2)]
         anonymous, scope, inside = [
             await stack.enter_async_context(deadstop.AsyncOpenAI(**_options(url))) for _ in range(3)
         ]
@@ -132,12 +130,8 @@ def _sync_events(url: str, count: int, events: int, burst: int) -> Measure:
 
 async def _async_events(url: str, count: int, events: int, burst: int) -> Measure:
     async with contextlib.AsyncExitStack() as stack:
-        plain, again = [
-            await stack.enter_async_context(openai.AsyncOpenAI(**_options(url))) for _ in range(2)
-        ]
-        ours, scope = [
-            await stack.enter_async_context(deadstop.AsyncOpenAI(**_options(url))) for _ in range(2)
-        ]
+        plain, again = [await stack.enter_async_context(openai.AsyncOpenAI(**_options(url))) for _ in range(2)]
+        ours, scope = [await stack.enter_async_context(deadstop.AsyncOpenAI(**_options(url))) for _ in range(2)]
 
         async def drain(client: Any) -> None:
             async for _ in await client.chat.completions.create(stream=True, **ASK):

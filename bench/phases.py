@@ -92,9 +92,7 @@ def settle_for() -> float:
     return _rng.uniform(0.003, 0.008)
 
 
-def sample(
-    server: FakeProcess, phase: Phase, held: RequestRecord, began: float, released: Optional[float]
-) -> Sample:
+def sample(server: FakeProcess, phase: Phase, held: RequestRecord, began: float, released: Optional[float]) -> Sample:
     """What came of a cancel that began at `began` (monotonic seconds), by the server's own record."""
     note = None
     records = server.wait("disconnected", id=held.id)

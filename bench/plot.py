@@ -65,9 +65,7 @@ def _panel(section: str, rows: list[Row], parts: list[str], y: int) -> int:
 
 
 def _ticks(low: float, high: float) -> list[float]:
-    ticks = [
-        factor * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for factor in (1, 2, 5)
-    ]
+    ticks = [factor * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for factor in (1, 2, 5)]
     return [tick for tick in ticks if low <= math.log10(tick) <= high]
 
 

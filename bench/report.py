@@ -160,9 +160,7 @@ def leak_section(tallies: dict[str, Tally]) -> list[str]:
     lines += [f"| {name} | {' | '.join(numbers)} |" for name, numbers in what.items()]
     lines.append("")
     for column, tally in tallies.items():
-        lines.append(
-            f"- {column}: receipts: {_counts(tally.outcomes)}. Phases at the cancel: {_counts(tally.phases)}."
-        )
+        lines.append(f"- {column}: receipts: {_counts(tally.outcomes)}. Phases at the cancel: {_counts(tally.phases)}.")
         if any(number > 0 for number in tally.leaked.values()):
             left = ", ".join(f"{number} {what}" for what, number in tally.leaked_after_collection.items())
             lines.append(f"- {column}: after a garbage collection there were left {left}.")

@@ -53,9 +53,7 @@ def shuffled(names: Mapping[str, object], rng: random.Random) -> list[str]:
     return order
 
 
-def rounds(
-    count: int, warm_up: int, sides: Mapping[str, Callable[[], object]], measure: Measure, per: int = 1
-) -> None:
+def rounds(count: int, warm_up: int, sides: Mapping[str, Callable[[], object]], measure: Measure, per: int = 1) -> None:
     """Run every side once per round, in random order, and keep what each took, but for the first rounds."""
     rng = random.Random(SEED)
     for number in range(warm_up + count):

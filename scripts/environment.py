@@ -64,9 +64,7 @@ def uv() -> str:
             pip = [TOOLS / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check"]
             run(*pip, "install", f"uv=={UV}")
             return str(fetched)
-    raise SystemExit(
-        "No Python here can make an environment; install its venv module (Debian: python3-venv)."
-    )
+    raise SystemExit("No Python here can make an environment; install its venv module (Debian: python3-venv).")
 
 
 def make(directory: Path, python: str) -> Path:

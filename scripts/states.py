@@ -108,9 +108,7 @@ def spoken(function: object) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing; exit with 1 if the page is stale"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 if the page is stale")
     check = parser.parse_args().check
     text = page().rstrip("\n") + "\n"
     if PAGE.exists() and PAGE.read_text(encoding="utf-8") == text:

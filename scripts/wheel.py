@@ -46,9 +46,7 @@ def main() -> int:
         environment.run(CLEAN / "bin" / "deadstop", "--help", cwd=away)
         print(f"== {wheel.name}", flush=True)
         tests = [str(inside), "-m", "pytest", *sys.argv[1:]]
-        done = subprocess.run(
-            tests, cwd=away, env=environment.clean_env(), stdin=subprocess.DEVNULL, check=False
-        )
+        done = subprocess.run(tests, cwd=away, env=environment.clean_env(), stdin=subprocess.DEVNULL, check=False)
     return done.returncode
 
 

@@ -64,9 +64,7 @@ def test_an_error_survives_pickle(error: DeadstopError, protocol: int) -> None:
 
 @pytest.mark.parametrize("error", ERRORS, ids=repr)
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
-def test_an_error_can_be_copied(
-    error: DeadstopError, copied: Callable[[DeadstopError], DeadstopError]
-) -> None:
+def test_an_error_can_be_copied(error: DeadstopError, copied: Callable[[DeadstopError], DeadstopError]) -> None:
     """A copy has the facts and shares no note list with the original."""
     twin = copied(error)
     assert (type(twin), str(twin), vars(twin)) == (type(error), str(error), vars(error))

@@ -88,9 +88,7 @@ for module in pkgutil.walk_packages(deadstop.__path__, "deadstop.", onerror=lamb
 def without_extras(code: str) -> subprocess.CompletedProcess[str]:
     """Run `code` in a process where importing any optional dependency fails."""
     command = [sys.executable, "-c", WITHOUT_EXTRAS + code]
-    return subprocess.run(
-        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50, check=False
-    )
+    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50, check=False)
 
 
 def sources() -> Iterator[Path]:

@@ -88,9 +88,7 @@ class RunCancelledError(DeadstopError):
         self.receipt = receipt
         self.cause = cause
         why = " ".join((reason or "").split()).rstrip(".") or _CAUSES.get(cause or "", "")
-        super().__init__(
-            f"Run {run!r} was cancelled{': ' + why if why else ''}{f' (by {actor})' if actor else ''}."
-        )
+        super().__init__(f"Run {run!r} was cancelled{': ' + why if why else ''}{f' (by {actor})' if actor else ''}.")
 
 
 class RunCancellationTimeoutError(DeadstopError, TimeoutError):

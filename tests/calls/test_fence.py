@@ -119,9 +119,7 @@ def test_events_that_the_responses_helper_derives(world: Any, client: Any, after
     if not has(getattr(client, "responses", None), "stream"):
         pytest.skip("this openai has no responses")
     seen: list[Any] = []
-    take(
-        world, client, lambda: client.responses.stream(model="m", input="hi"), lambda stream: stream, seen, after
-    )
+    take(world, client, lambda: client.responses.stream(model="m", input="hi"), lambda stream: stream, seen, after)
     assert len(seen) == after
 
 

@@ -112,8 +112,9 @@ def narrow(world: Any, server: FakeOpenAI) -> Iterator[Any]:
     """A client with a single connection."""
     probe = world.client(server.base_url)
     package = next(
-        cls.__module__.partition(".")[0] for cls in type(probe._client).__mro__ if cls.__name__.endswith("Client")
-        and cls.__module__.startswith("httpx")
+        cls.__module__.partition(".")[0]
+        for cls in type(probe._client).__mro__
+        if cls.__name__.endswith("Client") and cls.__module__.startswith("httpx")
     )
     limits = __import__(package).Limits(max_connections=1)
     own = http_client(world, probe, limits=limits)

@@ -106,9 +106,7 @@ def born(target: Target) -> tuple[Cancellation, Witness]:
     return Cancellation.new(target), Witness(target, known=target is not Target.UNBORN)
 
 
-def judged(
-    c: Cancellation, w: Witness, event: Event, table: Table = TRANSITIONS
-) -> tuple[Cancellation, Witness]:
+def judged(c: Cancellation, w: Witness, event: Event, table: Table = TRANSITIONS) -> tuple[Cancellation, Witness]:
     """One step, judged. Raises AssertionError, beginning with the number of the invariant that broke."""
     after, effects = step(c, event, table)
     told = _told(w, event)
@@ -185,9 +183,7 @@ def _repeated(w: Witness, event: CancelRequested) -> bool:
     return event.intent.request_id is not None and event.intent.request_id in ids
 
 
-def _judge_request(
-    c: Cancellation, w: Witness, event: Event, after: Cancellation, effects: tuple[Effect, ...]
-) -> None:
+def _judge_request(c: Cancellation, w: Witness, event: Event, after: Cancellation, effects: tuple[Effect, ...]) -> None:
     assert [type(effect) for effect in effects].count(CloseFence) == (
         isinstance(event, CancelRequested) and not w.asked
     ), "I4: the fence closes with the first intent, in the same step, and then stays closed"
@@ -219,9 +215,7 @@ def _judge_request(
         assert effects[-1] == Answer(c.settled, Level.CONFIRMED), "I8: a latecomer got another answer"
 
 
-def _judge_sends(
-    c: Cancellation, told: Witness, event: Event, effects: tuple[Effect, ...], seen: Witness
-) -> None:
+def _judge_sends(c: Cancellation, told: Witness, event: Event, effects: tuple[Effect, ...], seen: Witness) -> None:
     sends = [effect for effect in effects if isinstance(effect, SendCancel)]
     assert seen.interrupts <= 2, "I7: the call was interrupted more than once and its escalation"
     if told.target is Target.IN_FLIGHT:
@@ -239,9 +233,7 @@ def _judge_sends(
             assert due, "I20: a retry was sent that the budget or the deadline had not allowed"
 
 
-def _judge_end(
-    c: Cancellation, event: Event, after: Cancellation, effects: tuple[Effect, ...], seen: Witness
-) -> None:
+def _judge_end(c: Cancellation, event: Event, after: Cancellation, effects: tuple[Effect, ...], seen: Witness) -> None:
     if after.state is State.CONFIRMED:
         assert seen.gone or seen.cancelled, "I2: confirmed, and nothing says that it stopped"
         assert after.evidence is not Evidence.NONE, "I2: confirmed without evidence"
@@ -299,9 +291,7 @@ def _judge_progress(
     if isinstance(event, RequestLeft) and told.pending == ("send", event.attempt) and c.active:
         assert effects == (Answer(Outcome.SENT, Level.SENT),), "I1: who waits for no more was not answered"
     if after.state is State.ACCEPTED and not c.accepted:
-        assert Answer(Outcome.ACCEPTED, Level.ACCEPTED) in effects, (
-            "I1: who waits for no more was not answered"
-        )
+        assert Answer(Outcome.ACCEPTED, Level.ACCEPTED) in effects, "I1: who waits for no more was not answered"
 
 
 def walk(table: Table, target: Target, depth: int) -> int:

@@ -102,10 +102,7 @@ def test_i17_every_evidence_has_exactly_one_diagnosis(known: Facts) -> None:
     assert found.klass in DiagnosisClass
     assert found.evidence
     assert all(sentence.endswith(".") for sentence in found.evidence)
-    assert (
-        found.cause
-        == f"Cause {EXPLANATIONS[found.klass].number}: {CAUSES[EXPLANATIONS[found.klass].number].cause}"
-    )
+    assert found.cause == f"Cause {EXPLANATIONS[found.klass].number}: {CAUSES[EXPLANATIONS[found.klass].number].cause}"
     assert (found.summary, found.fix) == (EXPLANATIONS[found.klass].summary, EXPLANATIONS[found.klass].fix)
 
 

@@ -7,7 +7,8 @@ import os
 import random
 import threading
 import time
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from worlds import CHAT, until

@@ -29,8 +29,7 @@ replies = st.builds(
     ).map(tuple),
     refusal=st.none() | text.filter(bool),
     logprobs=st.booleans(),
-    audio=st.none()
-    | st.builds(Audio, data=st.binary(max_size=40).map(lambda data: base64.b64encode(data).decode())),
+    audio=st.none() | st.builds(Audio, data=st.binary(max_size=40).map(lambda data: base64.b64encode(data).decode())),
     reasoning_content=st.none() | text.filter(bool),
     extra=st.builds(Extra, message=extras, choice=extras, top=extras),
     finish_reason=st.none() | st.just("content_filter"),
@@ -137,9 +136,7 @@ def test_choices_take_turns_and_differ() -> None:
     body = {"n": 2}
     texts = [choice["message"]["content"] for choice in render_chat.completion(Reply("a b"), body)["choices"]]
     assert texts == ["a b", "#1 a b"]
-    order = [
-        event.data["choices"][0]["index"] for event in render_chat.chunks(Reply("a b"), body) if event.tokens
-    ]
+    order = [event.data["choices"][0]["index"] for event in render_chat.chunks(Reply("a b"), body) if event.tokens]
     assert order == [0, 1, 0, 1, 1]
 
 

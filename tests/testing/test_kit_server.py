@@ -38,9 +38,7 @@ def client_context() -> ssl.SSLContext:
     return ssl.create_default_context(cafile=str(CERTIFICATE))
 
 
-def call(
-    client: http.client.HTTPConnection, path: str, body: Any = None
-) -> tuple[int, http.client.HTTPMessage, Any]:
+def call(client: http.client.HTTPConnection, path: str, body: Any = None) -> tuple[int, http.client.HTTPMessage, Any]:
     """One request over a kept connection."""
     client.request("GET" if body is None else "POST", path, None if body is None else json.dumps(body))
     response = client.getresponse()
@@ -54,9 +52,7 @@ def test_a_connection_is_kept_and_each_request_is_on_record() -> None:
         assert call(client, "/v1/models")[2]["data"][0]["id"] == "fake-model"
         status, headers, answer = call(client, CHAT, {"model": "m", "messages": []})
         assert call(client, "/v1/embeddings", {"model": "e", "input": ["a", "b"]})[2]["data"][1]["index"] == 1
-        assert (
-            call(client, "/v1/completions", {"model": "c", "prompt": "a"})[2]["object"] == "text_completion"
-        )
+        assert call(client, "/v1/completions", {"model": "c", "prompt": "a"})[2]["object"] == "text_completion"
         client.close()
         record = server.requests[1]
     assert (status, answer["choices"][0]["message"]["content"]) == (200, "t0 t1 t2 ")
@@ -100,9 +96,7 @@ def test_an_azure_path_names_its_model() -> None:
     assert (record.path, record.query, record.model) == (path, "api-version=1", "gpt")
 
 
-@pytest.mark.parametrize(
-    ("path", "body", "status"), [("/v1/none", {}, 404), ("/v1/none", None, 404), (CHAT, [], 400)]
-)
+@pytest.mark.parametrize(("path", "body", "status"), [("/v1/none", {}, 404), ("/v1/none", None, 404), (CHAT, [], 400)])
 def test_what_is_unknown_is_refused_in_openai_shape(path: str, body: Any, status: int) -> None:
     """An unknown path is a 404 and a senseless body a 400, with an error object, on record."""
     with FakeOpenAI() as server:
@@ -148,9 +142,7 @@ def test_the_reply_is_chosen_per_request() -> None:
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("leave", [KitClient.close, KitClient.reset])
 @pytest.mark.parametrize("over_tls", [False, True])
-def test_the_work_stops_with_the_peer(
-    stream: bool, leave: Callable[[KitClient], None], over_tls: bool
-) -> None:
+def test_the_work_stops_with_the_peer(stream: bool, leave: Callable[[KitClient], None], over_tls: bool) -> None:
     """Whether the peer leaves by FIN or RST, in TLS or not, generation ends at once, streamed or not."""
     context = server_context() if over_tls else None
     with FakeOpenAI(rate=1000, tokens=100_000, ssl_context=context) as server:
@@ -231,9 +223,7 @@ def test_a_wait_in_vain_names_the_records() -> None:
         client = http.client.HTTPConnection(server.host, server.port)
         call(client, CHAT, {})
         client.close()
-        with pytest.raises(
-            TimeoutError, match=r"#1 POST /v1/chat/completions completed \(1 tokens generated"
-        ):
+        with pytest.raises(TimeoutError, match=r"#1 POST /v1/chat/completions completed \(1 tokens generated"):
             server.wait_for(lambda requests: False, timeout=0.01)
 
 

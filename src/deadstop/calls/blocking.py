@@ -101,9 +101,7 @@ class _Stream(Owned):
         began = time.monotonic()
         try:
             call.check()
-            inner = connect.start_tls(
-                call, self, self._inner, self._core, ssl_context, server_hostname, timeout
-            )
+            inner = connect.start_tls(call, self, self._inner, self._core, ssl_context, server_hostname, timeout)
             self.let_go(call)
             call.check()
         except BaseException as error:

@@ -270,9 +270,7 @@ class Call:
         """What is known of the server's work on this call."""
         if not self.sent or self.completed:
             return ServerWork.STOPPED
-        if not self.left.is_set() or self.multiplexed or self._opaque:
-            return ServerWork.RUNS_ON if not self.left.is_set() else ServerWork.UNKNOWN
-        return ServerWork.UNKNOWN
+        return ServerWork.UNKNOWN if self.left.is_set() else ServerWork.RUNS_ON
 
     def facts(self) -> CallFacts:
         """The call as it stands now."""

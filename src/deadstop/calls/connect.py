@@ -201,7 +201,7 @@ def _interrupted(call: Call, how: Interrupted) -> None:
 
 
 def start_tls(
-    call: Call, holder: Any, inner: Any, core: Any, context: ssl.SSLContext, server_hostname: Optional[str], timeout: Any
+    call: Call, holder: Any, inner: Any, core: Any, context: ssl.SSLContext, server_hostname: Any, timeout: Any
 ) -> Any:
     """A TLS stream over `inner`, whose socket `holder` can shut down at any moment of the handshake."""
     plain = inner.get_extra_info("socket")
@@ -217,5 +217,3 @@ def start_tls(
         call.check()
         sock.do_handshake()
     return stream
-
-

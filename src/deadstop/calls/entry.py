@@ -15,6 +15,7 @@ import anyio
 from deadstop.calls import concurrent
 from deadstop.calls.call import Call, Interruption, current_call
 from deadstop.calls.fence import hand_over
+from deadstop.core.model import Phase
 
 __all__ = ["retry_pause", "run_blocking", "run_concurrent"]
 
@@ -84,7 +85,10 @@ def retry_pause(seconds: float) -> float:
     Outside of a call, or in a task (whose sleep can be cancelled), the wait stays the SDK's.
     """
     call = current_call.get()
-    if call is None or call.scope_waker is not None:
+    if call is None:
+        return seconds
+    if call.scope_waker is not None:
+        call.phase = Phase.BACKING_OFF
         return seconds
     log.debug("Call %s waits %.3f s before the SDK retries it.", call.id, seconds)
     call.sleep(seconds)

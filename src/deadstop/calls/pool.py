@@ -215,5 +215,3 @@ def core_of(pool: Any) -> str:
         if name in ("httpcore", "httpcore2"):
             return name
     return ""
-
-

@@ -203,9 +203,7 @@ def _read_all(response: Any) -> Generator[Any, Any, bytes]:
 def _with_body(request: Any, body: bytes) -> Any:
     headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"content-length"]
     headers.append((b"Content-Length", str(len(body)).encode()))
-    return type(request)(
-        request.method, request.url, headers=headers, content=body, extensions=request.extensions
-    )
+    return type(request)(request.method, request.url, headers=headers, content=body, extensions=request.extensions)
 
 
 def _answer(response: Any, body: bytes, *, status: Optional[int] = None, content_type: Optional[str] = None) -> Any:

@@ -68,9 +68,7 @@ def adopt_sync(client: Any) -> Adopted:
         ref = weakref.ref(client)
         registry = Registry(Run)
         runs = Runs(registry, lambda: blocking.reset_client(_alive(ref)._client))
-        made = Adopted(
-            registry, runs, hook=blocking.hook_client, run=entry.run_blocking, pause=entry.retry_pause
-        )
+        made = Adopted(registry, runs, hook=blocking.hook_client, run=entry.run_blocking, pause=entry.retry_pause)
         # setdefault: two threads may use a new client for the first time at once.
         adopted = client.__dict__.setdefault(ATTRIBUTE, made)
     return adopted  # type: ignore[no-any-return]
@@ -87,9 +85,7 @@ def adopt_async(client: Any) -> Adopted:
         ref = weakref.ref(client)
         registry = Registry(AsyncRun, in_task=True)
         runs = AsyncRuns(registry, lambda: concurrent.reset_client(_alive(ref)._client))
-        made = Adopted(
-            registry, runs, hook=concurrent.hook_client, run=entry.run_concurrent, pause=entry.retry_pause
-        )
+        made = Adopted(registry, runs, hook=concurrent.hook_client, run=entry.run_concurrent, pause=entry.retry_pause)
         adopted = client.__dict__.setdefault(ATTRIBUTE, made)
     return adopted  # type: ignore[no-any-return]
 

@@ -193,9 +193,7 @@ _ROWS: Mapping[State, Mapping[type[Event], Cell]] = {
         StatusRead: TERMINAL,
         GraceSpent: GRACE_SPENT,
         DeadlinePassed: DEADLINE,
-        **ignoring(
-            RequestLeft, Replied, SendFailed, RetryPlanned, ReadFailed, TimerFired, CallLeft, CallFinished
-        ),
+        **ignoring(RequestLeft, Replied, SendFailed, RetryPlanned, ReadFailed, TimerFired, CallLeft, CallFinished),
     },
     PARKED: {
         CancelRequested: LATER_CANCEL,

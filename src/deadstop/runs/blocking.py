@@ -191,5 +191,3 @@ def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
     if receipt.outcome is Outcome.UNCONFIRMED and asked.on_timeout == "raise":
         raise RunCancellationTimeoutError(receipt=receipt)
     return receipt
-
-

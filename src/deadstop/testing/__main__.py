@@ -10,14 +10,10 @@ from deadstop.testing.process import serve
 
 def main() -> None:
     """Reads the options and serves until SIGTERM or SIGINT."""
-    parser = argparse.ArgumentParser(
-        prog="python -m deadstop.testing", description="An OpenAI-compatible fake server."
-    )
+    parser = argparse.ArgumentParser(prog="python -m deadstop.testing", description="An OpenAI-compatible fake server.")
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
-    parser.add_argument(
-        "--rate", type=float, default=200.0, help="tokens per second; 0 is as fast as possible"
-    )
+    parser.add_argument("--rate", type=float, default=200.0, help="tokens per second; 0 is as fast as possible")
     parser.add_argument("--tokens", type=int, default=50, help="length of an answer")
     parser.add_argument("--burst", type=int, default=1, help="events per write")
     parser.add_argument("--cert", help="PEM certificate: speak HTTPS")

@@ -62,9 +62,7 @@ class Control:
         if asked:
             try:
                 self._book.wait_for(
-                    lambda records: (
-                        self._stopped.is_set() or any(_is_so(record, asked) for record in records)
-                    ),
+                    lambda records: self._stopped.is_set() or any(_is_so(record, asked) for record in records),
                     float(asked.get("timeout", "5")),
                 )
             except TimeoutError:

@@ -142,14 +142,10 @@ class FakeProcess:
         records = self._parse(answer)
         if status == 408:
             known = "; ".join(map(str, records)) or "none"
-            raise TimeoutError(
-                f"What was waited for did not come true within {timeout:g} s. The records: {known}."
-            )
+            raise TimeoutError(f"What was waited for did not come true within {timeout:g} s. The records: {known}.")
         return records
 
-    def add(
-        self, fault: Fault, *, path: str | None = None, model: str | None = None, times: int | None = None
-    ) -> None:
+    def add(self, fault: Fault, *, path: str | None = None, model: str | None = None, times: int | None = None) -> None:
         """Plays a fault from the next request on; see `FakeOpenAI.add`."""
         asked = {"fault": type(fault).__name__, "args": dataclasses.asdict(fault)}  # type: ignore[call-overload]
         self._ask("POST", "faults", body={**asked, "path": path, "model": model, "times": times})

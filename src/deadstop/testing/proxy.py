@@ -38,9 +38,7 @@ class FakeProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         os.close(self._stop_writer)
-        for (
-            thread
-        ) in self._threads:  # the first one, which may add to the list, ends before the second is looked at
+        for thread in self._threads:  # the first one, which may add to the list, ends before the second is looked at
             thread.join(5.0)
         self._listener.close()
         os.close(self._stop_fd)

@@ -61,11 +61,7 @@ class RequestRecord:
         return f"req_fake{self.id}"
 
     def __str__(self) -> str:
-        gone = (
-            ""
-            if self.peer_gone_at is None
-            else f", peer gone, {self.tokens_after_disconnect} tokens after that"
-        )
+        gone = "" if self.peer_gone_at is None else f", peer gone, {self.tokens_after_disconnect} tokens after that"
         return (
             f"#{self.id} {self.method} {self.path} {self.state} "
             f"({self.tokens_generated} tokens generated, {self.tokens_sent} sent{gone})"
@@ -117,6 +113,4 @@ class RecordBook:
                 known = "; ".join(map(str, self._records)) or "none"
             finally:
                 self._waiters -= 1
-        raise TimeoutError(
-            f"What was waited for did not come true within {timeout:g} s. The records: {known}."
-        )
+        raise TimeoutError(f"What was waited for did not come true within {timeout:g} s. The records: {known}.")

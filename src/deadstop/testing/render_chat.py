@@ -119,9 +119,7 @@ def _choice(reply: Reply, body: Mapping[str, Any], stamp: Stamp, number: int) ->
     }
     if any(piece.kind == "reasoning" for piece in pieces):
         message["reasoning_content"] = joined(pieces, "reasoning")
-    calls = [
-        _call(reply.tool_calls[piece.call], pieces, piece, stamp, number) for piece in pieces if _opens(piece)
-    ]
+    calls = [_call(reply.tool_calls[piece.call], pieces, piece, stamp, number) for piece in pieces if _opens(piece)]
     if calls:
         message["tool_calls"] = calls
     if reply.audio is not None and any(piece.kind in ("transcript", "audio") for piece in pieces):

@@ -63,9 +63,7 @@ def _events(reply: Reply, body: Mapping[str, Any], stamp: Stamp) -> Iterator[Eve
     yield _event(f"response.{whole['status']}", response=whole)
 
 
-def _call_events(
-    reply: Reply, group: list[Piece], done: JSON, where: JSON, body: Mapping[str, Any]
-) -> Iterator[Event]:
+def _call_events(reply: Reply, group: list[Piece], done: JSON, where: JSON, body: Mapping[str, Any]) -> Iterator[Event]:
     name = "response.function_call_arguments"
     for piece in group:
         # The call's own token (its name) has no event in this API: it rides on an empty delta.
@@ -73,9 +71,7 @@ def _call_events(
     yield _event(f"{name}.done", **where, name=done["name"], arguments=done["arguments"])
 
 
-def _part_events(
-    reply: Reply, group: list[Piece], done: JSON, where: JSON, body: Mapping[str, Any]
-) -> Iterator[Event]:
+def _part_events(reply: Reply, group: list[Piece], done: JSON, where: JSON, body: Mapping[str, Any]) -> Iterator[Event]:
     for at, (kind, pieces) in enumerate(groupby(group, key=lambda piece: piece.kind)):
         part, here = done["content"][at], {**where, "content_index": at}
         field = "refusal" if kind == "refusal" else "text"
@@ -110,9 +106,7 @@ def _items(pieces: list[Piece]) -> list[list[Piece]]:
     return [list(group) for _, group in groupby(pieces, key=lambda piece: (_ITEM_OF[piece.kind], piece.call))]
 
 
-def _item(
-    reply: Reply, group: list[Piece], stamp: Stamp, at: int, status: str, body: Mapping[str, Any]
-) -> JSON:
+def _item(reply: Reply, group: list[Piece], stamp: Stamp, at: int, status: str, body: Mapping[str, Any]) -> JSON:
     kind = _ITEM_OF[group[0].kind]
     if kind == "call":
         call, index = reply.tool_calls[group[0].call], group[0].call

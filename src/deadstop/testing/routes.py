@@ -29,16 +29,12 @@ _GENERATING = {
     "chat/completions": Shape(render_chat.completion, render_chat.chunks, render_chat.token_count, DONE),
     "responses": Shape(render_responses.response, render_responses.events, render_responses.token_count),
     "messages": Shape(render_messages.message, render_messages.events, render_messages.token_count),
-    "completions": Shape(
-        render_other.text_completion, render_other.text_chunks, render_other.text_tokens, DONE
-    ),
+    "completions": Shape(render_other.text_completion, render_other.text_chunks, render_other.text_tokens, DONE),
 }
 
 
 def _at_once(render: Callable[[Body], dict[str, Any]]) -> Shape:
-    return Shape(
-        lambda reply, body, stamp: render(body), lambda reply, body, stamp: (), lambda reply, body: 0
-    )
+    return Shape(lambda reply, body, stamp: render(body), lambda reply, body, stamp: (), lambda reply, body: 0)
 
 
 def find(method: str, path: str) -> Shape | None:

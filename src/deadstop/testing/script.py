@@ -31,9 +31,7 @@ class Script:
 
     def __init__(self, rate: float, tokens: int, burst: int, reply: Replies, faults: Iterable[Fault]) -> None:
         if math.isnan(rate) or rate < 0:
-            raise ValueError(
-                f"The rate must be tokens per second, or 0 for as fast as possible, not {rate!r}."
-            )
+            raise ValueError(f"The rate must be tokens per second, or 0 for as fast as possible, not {rate!r}.")
         if tokens < 0:
             raise ValueError(f"The number of tokens must not be negative, and {tokens!r} is.")
         self.rate = rate
@@ -47,9 +45,7 @@ class Script:
         for fault in faults:
             self.add(fault)
 
-    def add(
-        self, fault: Fault, *, path: str | None = None, model: str | None = None, times: int | None = None
-    ) -> None:
+    def add(self, fault: Fault, *, path: str | None = None, model: str | None = None, times: int | None = None) -> None:
         """Plays `fault` from the next request on, for `times` requests, where path suffix and model match.
 
         Raises ValueError where that cannot be: a fault that acts before a request is read knows no path or
@@ -58,9 +54,7 @@ class Script:
         if not isinstance(fault, Fault):
             raise TypeError(f"A fault is an instance of a class in deadstop.testing.faults, not {fault!r}.")
         if overrides(fault, "on_accept") and (path, model) != (None, None):
-            raise ValueError(
-                f"{type(fault).__name__} acts before a request is read, and so takes no path or model."
-            )
+            raise ValueError(f"{type(fault).__name__} acts before a request is read, and so takes no path or model.")
         with self._lock:
             self._planned.append(_Planned(fault, path, model, math.inf if times is None else times))
 

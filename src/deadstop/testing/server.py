@@ -159,9 +159,7 @@ class FakeOpenAI:
     def rate(self, rate: float) -> None:
         self._script.rate = rate
 
-    def add(
-        self, fault: Fault, *, path: str | None = None, model: str | None = None, times: int | None = None
-    ) -> None:
+    def add(self, fault: Fault, *, path: str | None = None, model: str | None = None, times: int | None = None) -> None:
         """Plays a fault from the next request on.
 
         `path` limits it to requests whose path ends so, `model` to those for that model, `times` to that many
@@ -202,9 +200,7 @@ class FakeOpenAI:
                 control=self._control,
                 ssl_context=self._ssl_context,
             )
-            thread = threading.Thread(
-                target=self._serve, args=(connection,), name=f"fake-openai-{number}", daemon=True
-            )
+            thread = threading.Thread(target=self._serve, args=(connection,), name=f"fake-openai-{number}", daemon=True)
             self._open[number] = connection
             # Only here are ended threads dropped: one that dropped itself could outlive stop().
             if len(self._threads) > 2 * len(self._open) + 16:

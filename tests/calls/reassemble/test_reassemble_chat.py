@@ -38,9 +38,7 @@ function_call = st.fixed_dictionaries(
         "type": st.just("function"),
         "function": st.fixed_dictionaries({"name": some, "arguments": text}),
     },
-    optional={
-        "extra_content": st.fixed_dictionaries({"google": st.fixed_dictionaries({"thought_signature": some})})
-    },
+    optional={"extra_content": st.fixed_dictionaries({"google": st.fixed_dictionaries({"thought_signature": some})})},
 )
 custom_call = st.fixed_dictionaries(
     {"id": some, "type": st.just("custom"), "custom": st.fixed_dictionaries({"name": some, "input": text})}
@@ -74,9 +72,7 @@ def messages(draw: st.DrawFn) -> dict[str, Any]:
         "reasoning_content": text,
         "commentary": text,
         "annotations": st.lists(annotation, max_size=3),
-        "reasoning_details": st.lists(detail, max_size=2).map(
-            lambda ds: [{**d, "index": i} for i, d in enumerate(ds)]
-        ),
+        "reasoning_details": st.lists(detail, max_size=2).map(lambda ds: [{**d, "index": i} for i, d in enumerate(ds)]),
         "scores": st.lists(number, max_size=3),
         "score": number,
         "flagged": st.booleans(),
@@ -115,9 +111,7 @@ def completions(draw: st.DrawFn) -> dict[str, Any]:
     if draw(st.booleans()):
         body["usage"] = {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3, "cost": draw(number)}
     if draw(st.booleans()):
-        body["x_extra"] = draw(
-            some | number | st.booleans() | st.lists(number) | st.dictionaries(text, number)
-        )
+        body["x_extra"] = draw(some | number | st.booleans() | st.lists(number) | st.dictionaries(text, number))
     return body
 
 
@@ -273,9 +267,7 @@ def test_any_completion_comes_back_equal(body: dict[str, Any], dice: random.Rand
 
 @given(completions(), st.randoms(use_true_random=False), st.floats(0, 0.999))
 @settings(max_examples=40, deadline=None)
-def test_no_completion_is_complete_before_its_end(
-    body: dict[str, Any], dice: random.Random, part: float
-) -> None:
+def test_no_completion_is_complete_before_its_end(body: dict[str, Any], dice: random.Random, part: float) -> None:
     """A stream cut off anywhere is never mistaken for an answer that lacks something."""
     body.pop("usage", None)
     stream = Renderer(dice).stream(body)

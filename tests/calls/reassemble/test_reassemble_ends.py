@@ -56,10 +56,7 @@ def test_an_error_in_mid_stream_is_the_answer(event: bytes, status: int, error: 
 
 def test_a_null_error_is_none() -> None:
     """A server that names the error in every chunk has none until it says which."""
-    assert (
-        body({"error": None, "choices": [{"delta": {"content": "x"}}]})["choices"][0]["message"]["content"]
-        == "x"
-    )
+    assert body({"error": None, "choices": [{"delta": {"content": "x"}}]})["choices"][0]["message"]["content"] == "x"
 
 
 def test_the_done_mark_completes_the_answer() -> None:
@@ -74,9 +71,7 @@ def test_the_done_mark_completes_the_answer() -> None:
 
 def test_a_stream_may_end_without_the_done_mark_once_every_choice_is_finished() -> None:
     """Some servers just close; a finish reason for each choice asked for is then the proof."""
-    events = [
-        data({"choices": [{"index": i, "delta": {"content": "x"}, "finish_reason": "stop"}]}) for i in (0, 1)
-    ]
+    events = [data({"choices": [{"index": i, "delta": {"content": "x"}, "finish_reason": "stop"}]}) for i in (0, 1)]
     assert len(json.loads(ended(*events, choices=2).body)["choices"]) == 2
     with pytest.raises(Truncated, match=r"1 of 2 choices finished"):
         ended(events[0], choices=2)
@@ -172,9 +167,7 @@ chaos = st.recursive(
     max_leaves=8,
 )
 delta = st.dictionaries(st.sampled_from(NAMES), chaos, max_size=4)
-chunk = st.fixed_dictionaries(
-    {"choices": chaos | st.lists(st.fixed_dictionaries({"delta": delta}), max_size=2)}
-)
+chunk = st.fixed_dictionaries({"choices": chaos | st.lists(st.fixed_dictionaries({"delta": delta}), max_size=2)})
 
 
 @given(st.lists(chunk | chaos, max_size=4))

@@ -12,10 +12,7 @@ from reassemble_streams import DONE, body, call, ended, message
 
 def test_content_is_null_beside_tool_calls_though_the_stream_opened_with_an_empty_one() -> None:
     """vLLM and SGLang open with "", and answer null when not streamed; so does OpenAI for a refusal."""
-    assert (
-        message({"role": "assistant", "content": ""}, {"tool_calls": [call("f", "{}", "1")]})["content"]
-        is None
-    )
+    assert message({"role": "assistant", "content": ""}, {"tool_calls": [call("f", "{}", "1")]})["content"] is None
     assert message({"content": ""}, {"refusal": "no"})["content"] is None
     assert message({"content": ""}, {"function_call": {"name": "f"}})["content"] is None
 
@@ -55,14 +52,10 @@ def test_texts_are_strung_together(field: str) -> None:
     assert made[field] == "haha!"
 
 
-@pytest.mark.parametrize(
-    "field", ["role", "type", "provider", "model", "name", "phase", "item_id", "kind_type"]
-)
+@pytest.mark.parametrize("field", ["role", "type", "provider", "model", "name", "phase", "item_id", "kind_type"])
 def test_names_and_kinds_do_not_grow(field: str) -> None:
     """A field whose name says that it is a constant is set once, however often it is said."""
-    made = message(
-        {field: "", "content": "a"}, {field: "x", "content": "b"}, {field: "x", "content": "c"}, {}
-    )
+    made = message({field: "", "content": "a"}, {field: "x", "content": "b"}, {field: "x", "content": "c"}, {})
     assert made[field] == "x"
 
 
@@ -86,17 +79,12 @@ def test_surrogates_that_were_cut_apart_meet_again() -> None:
 
 def test_big_integers_are_exact() -> None:
     """No number passes through a float that was none."""
-    assert (
-        body({"choices": [{"index": 0, "delta": {"n": 2**70 + 1}}]})["choices"][0]["message"]["n"]
-        == 2**70 + 1
-    )
+    assert body({"choices": [{"index": 0, "delta": {"n": 2**70 + 1}}]})["choices"][0]["message"]["n"] == 2**70 + 1
 
 
 def test_numbers_replace_and_objects_merge() -> None:
     """The last number or boolean counts; objects merge field by field."""
-    made = message(
-        {"n": 1, "on": False, "o": {"a": 1, "t": "x"}}, {"n": 2, "on": True, "o": {"b": 2, "t": "y"}}
-    )
+    made = message({"n": 1, "on": False, "o": {"a": 1, "t": "x"}}, {"n": 2, "on": True, "o": {"b": 2, "t": "y"}})
     assert (made["n"], made["on"], made["o"]) == (2, True, {"a": 1, "t": "xy", "b": 2})
 
 

@@ -36,9 +36,7 @@ def ended(*events: bytes) -> Assembled:
 @pytest.mark.parametrize("named", [True, False])
 def test_the_response_of_the_terminal_event_is_the_body_to_the_byte(kind: str, named: bool) -> None:
     """Unknown fields, big integers and long decimals come through as they were written."""
-    response = (
-        HEAD + b', "output" : [ {"type":"message","text":"\\u00e9 \xc3\xa9 \\ud83d"} ] ,"x":{"a":1,"a":2}}'
-    )
+    response = HEAD + b', "output" : [ {"type":"message","text":"\\u00e9 \xc3\xa9 \\ud83d"} ] ,"x":{"a":1,"a":2}}'
     stream = (
         event("response.created", b',"response":{"status":"in_progress","error":null}', named)
         + event("response.output_text.delta", b',"delta":"\\"response.completed\\" \\"error\\""', named)

@@ -110,9 +110,7 @@ def test_reports_on_top_keep_their_last_value() -> None:
 
 def test_azures_first_chunk_names_nothing() -> None:
     """Azure sends the prompt's filter results with empty id, model and time: the later ones count."""
-    results = [
-        {"prompt_index": 0, "content_filter_results": {"hate": {"filtered": False, "severity": "safe"}}}
-    ]
+    results = [{"prompt_index": 0, "content_filter_results": {"hate": {"filtered": False, "severity": "safe"}}}]
     found = body(
         {"choices": [], "created": 0, "id": "", "model": "", "object": "", "prompt_filter_results": results},
         {"choices": [{"index": 0, "delta": {"content": "x"}}], "created": 7, "id": "c", "model": "gpt"},
@@ -126,11 +124,7 @@ def test_azures_filter_results_are_as_bad_as_their_worst() -> None:
     """Each result is about one buffer of the text; what was filtered or severe once is so in the whole."""
     found = body(
         {"choices": [{"index": 0, "delta": {"content": "x"}, "content_filter_results": {}}]},
-        {
-            "choices": [
-                {"index": 0, "content_filter_results": {"hate": {"filtered": True, "severity": "medium"}}}
-            ]
-        },
+        {"choices": [{"index": 0, "content_filter_results": {"hate": {"filtered": True, "severity": "medium"}}}]},
         {
             "choices": [
                 {
@@ -161,11 +155,7 @@ def test_openais_moderation_chunk_is_kept() -> None:
 def test_fields_of_a_choice_take_the_last_value_and_lists_grow() -> None:
     """vLLM's stop_reason and token ids, OpenRouter's native finish reason."""
     found = body(
-        {
-            "choices": [
-                {"index": 0, "delta": {}, "stop_reason": None, "token_ids": [1], "native_finish_reason": None}
-            ]
-        },
+        {"choices": [{"index": 0, "delta": {}, "stop_reason": None, "token_ids": [1], "native_finish_reason": None}]},
         {"choices": [{"index": 0, "delta": {}, "stop_reason": None, "token_ids": [2, 3]}]},
         {"choices": [{"index": 0, "delta": {}, "stop_reason": "</s>", "native_finish_reason": "end_turn"}]},
         {"choices": [{"index": 0, "delta": {}, "stop_reason": "", "native_finish_reason": None}]},

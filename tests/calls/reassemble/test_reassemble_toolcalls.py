@@ -17,9 +17,7 @@ def test_openais_fragments_make_calls() -> None:
 
 def test_calls_are_in_the_order_of_their_index() -> None:
     """The index, not the arrival, orders the calls."""
-    assert [
-        c["id"] for c in calls([{"index": 1, **call("g", "", "b")}], [{"index": 0, **call("f", "", "a")}])
-    ] == [
+    assert [c["id"] for c in calls([{"index": 1, **call("g", "", "b")}], [{"index": 0, **call("f", "", "a")}])] == [
         "a",
         "b",
     ]
@@ -106,8 +104,7 @@ def test_calls_that_share_an_index_are_told_apart_by_their_id() -> None:
         [{"index": 0, "id": "", "function": {"arguments": '{"a":2}'}}],
     ) == [call("f", '{"a":1}', "c1"), call("f", '{"a":2}', "c2")]
     assert [
-        made["id"]
-        for made in calls(*([{"index": i, **call("f", "{}", c)}] for i, c in ((0, "a"), (1, "b"), (0, "c"))))
+        made["id"] for made in calls(*([{"index": i, **call("f", "{}", c)}] for i, c in ((0, "a"), (1, "b"), (0, "c"))))
     ] == ["a", "b", "c"]
 
 
@@ -121,16 +118,14 @@ def test_a_call_without_arguments_ends_where_another_id_begins() -> None:
 
 def test_a_name_that_changes_under_an_index_is_noise() -> None:
     """The index says that it is the same call, and its first name stays."""
-    assert calls([{"index": 0, **call("f", '{"a')}], [{"index": 0, **call("g", '":1}')}]) == [
-        call("f", '{"a":1}')
-    ]
+    assert calls([{"index": 0, **call("f", '{"a')}], [{"index": 0, **call("g", '":1}')}]) == [call("f", '{"a":1}')]
 
 
 def test_an_id_that_changes_in_the_middle_of_the_arguments_is_noise() -> None:
     """A server that makes up an id for each fragment still sends one call."""
-    assert calls(
-        *([{"index": 0, **call("f", piece, f"c{i}")}] for i, piece in enumerate(('{"a', '":1}')))
-    ) == [call("f", '{"a":1}', "c0")]
+    assert calls(*([{"index": 0, **call("f", piece, f"c{i}")}] for i, piece in enumerate(('{"a', '":1}')))) == [
+        call("f", '{"a":1}', "c0")
+    ]
 
 
 def test_what_a_call_always_has_is_filled_in() -> None:

@@ -27,9 +27,7 @@ class Plan:
         return ChatAssembler(self.choices) if self.kind == "chat" else ResponseAssembler()
 
 
-def plan(
-    method: str, path: str, content_type: str, body: bytes, *, stream_options: bool = True
-) -> Optional[Plan]:
+def plan(method: str, path: str, content_type: str, body: bytes, *, stream_options: bool = True) -> Optional[Plan]:
     """Return the plan for streaming this request inside, or None when it must be sent as it is.
 
     Planned are POSTs of a JSON object to `.../chat/completions` and `.../responses` that do not ask for a

@@ -50,9 +50,7 @@ class ResponseAssembler(Assembler):
                 self._items[index if isinstance(index, int) else len(self._items)] = item
             return False
         # An event of the response may speak of an error that does not end it; one without such a type does.
-        if kind in ("error", "response.error") or (
-            event.get("error") and not str(kind).startswith("response.")
-        ):
+        if kind in ("error", "response.error") or (event.get("error") and not str(kind).startswith("response.")):
             return self._fail(event)
         return False
 

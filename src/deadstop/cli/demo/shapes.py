@@ -52,7 +52,7 @@ def _no_chat_helper(client: Any) -> Optional[str]:
 
 
 def _chat_helper(client: Any) -> Any:
-    beta: Any = getattr(getattr(client.beta, "chat", None), "completions", None)
+    beta: Any = getattr(getattr(getattr(client, "beta", None), "chat", None), "completions", None)
     homes: tuple[Any, ...] = (client.chat.completions, beta)
     return next((home.stream for home in homes if hasattr(home, "stream")), None)
 

@@ -23,6 +23,4 @@ class ErrorMidStream(Fault):
 
     def before_token(self, exchange: Exchange, index: int) -> None:
         if index == self.after_tokens:
-            exchange.fail(
-                error("The server had an error while processing your request.", kind="server_error")
-            )
+            exchange.fail(error("The server had an error while processing your request.", kind="server_error"))

@@ -20,7 +20,5 @@ class RefuseStreamOptions(Fault):
 
     def before_headers(self, exchange: Exchange) -> None:
         if "stream_options" in exchange.body:
-            refusal = error(
-                "Unknown parameter: 'stream_options'.", param="stream_options", code="unknown_parameter"
-            )
+            refusal = error("Unknown parameter: 'stream_options'.", param="stream_options", code="unknown_parameter")
             exchange.answer(self.status, refusal)

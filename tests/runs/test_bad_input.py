@@ -1,0 +1,88 @@
+"""Bad input gets an error that says what to do, and leaves nothing half open."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from deadstop import RunAlreadyOpenError, UnknownRunError, UsageError
+from deadstop.testing import FakeOpenAI
+
+
+@pytest.fixture
+def server() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI(rate=50, tokens=1000) as one:
+        yield one
+
+
+@pytest.fixture
+def client(world: Any, server: FakeOpenAI) -> Iterator[Any]:
+    one = world.client(server.base_url)
+    yield one
+    world.close(one)
+
+
+def generating(server: FakeOpenAI) -> None:
+    server.wait_for(lambda requests: any(each.state == "generating" for each in requests))
+
+
+BAD: list[tuple[Any, type[Exception], str]] = [
+    (lambda runs: runs.open(""), UsageError, "empty"),
+    (lambda runs: runs.open("  "), UsageError, "empty"),
+    (lambda runs: runs.open(7), UsageError, "string"),
+    (lambda runs: runs.open("x", timeout=-1), UsageError, "timeout"),
+    (lambda runs: runs.open("x", timeout=0), UsageError, "timeout"),
+    (lambda runs: runs.open("x", timeout="soon"), UsageError, "timeout"),
+    (lambda runs: runs.open("x", timeout=float("nan")), UsageError, "timeout"),
+    (lambda runs: runs.open("x", policy=3), UsageError, "policy"),
+    (lambda runs: runs.open("x", metadata=3), UsageError, "metadata"),
+    (lambda runs: runs.get("nobody"), UnknownRunError, "nobody"),
+    (lambda runs: runs.get(""), UsageError, "empty"),
+]
+
+
+@pytest.mark.parametrize(("use", "kind", "word"), BAD)
+def test_bad_input_is_refused_and_nothing_is_left_open(
+    world: Any, client: Any, use: Any, kind: type[Exception], word: str
+) -> None:
+    """Bad input gets an error that names it, and leaves nothing half open."""
+    with pytest.raises(kind, match=word):
+        use(client.runs)
+    assert client.runs.list() == []
+
+
+@pytest.mark.parametrize(
+    ("target", "kwargs", "kind"),
+    [
+        ("nobody", {}, UnknownRunError),
+        ("", {}, UsageError),
+        (object(), {}, UnknownRunError),
+        (None, {}, UnknownRunError),
+        ("r", {"timeout": -1}, UsageError),
+        ("r", {"timeout": 0}, UsageError),
+        ("r", {"wait": "done"}, UsageError),
+        ("r", {"policy": "fast"}, UsageError),
+    ],
+)
+def test_a_bad_cancel_cancels_nothing(
+    world: Any, client: Any, server: FakeOpenAI, target: Any, kwargs: Any, kind: type[Exception]
+) -> None:
+    """A cancel with bad input raises, and the run goes on."""
+    pending = world.start(world.consume, client, "r", max_tokens=10)
+    generating(server)
+    error = world.start(lambda: client.runs.cancel(target, **kwargs)).failure()
+    assert isinstance(error, kind), repr(error)
+    assert str(error).endswith("."), "a full sentence"
+    assert pending.result() >= 10
+
+
+def test_a_name_that_is_open_can_not_be_opened_again(world: Any, client: Any, server: FakeOpenAI) -> None:
+    """The second opening is refused, the first run goes on, and once it has ended the name is free."""
+    pending = world.start(world.consume, client, "r", max_tokens=10)
+    generating(server)
+    with pytest.raises(RunAlreadyOpenError, match="'r'"):
+        client.runs.open("r")
+    assert pending.result() >= 10
+    world.start(world.consume, client, "r", max_tokens=2).result()
