@@ -14,7 +14,7 @@ import deadstop
 from bench import census
 from bench.leaks_async import stress_tasks
 from bench.sampling import SEED
-from bench.trial import EXACT, MESSAGES, RATE, TEXT, TOKENS, Tally, Trial, draw, sent_again
+from bench.trial import EXACT, MESSAGES, RATE, TEXT, TIMEOUT, TOKENS, Tally, Trial, draw, sent_again
 from deadstop.testing import FakeProcess
 
 WORKERS = 10
@@ -39,7 +39,7 @@ def measure_leaks(quick: bool) -> Iterator[tuple[str, Tally]]:
 def _stress_threads(cancels: int) -> Tally:
     tally = Tally()
     with FakeProcess(rate=RATE, tokens=TOKENS) as server:
-        client = deadstop.OpenAI(base_url=server.base_url, api_key="bench")
+        client = deadstop.OpenAI(base_url=server.base_url, api_key="bench", timeout=TIMEOUT)
         http: Any = client._client
         http._transport._pool._max_connections = CONNECTIONS
         client.models.list()  # whatever is made once is made now
@@ -72,7 +72,7 @@ def _stress_threads(cancels: int) -> Tally:
 def _work(client: Any, numbers: Iterator[int], cancels: int, rng: random.Random, tally: Tally) -> None:
     while True:
         number = next(numbers)
-        if number > cancels:
+        if number > cancels or tally.is_hopeless:
             return
         _try(client, draw(rng, number, WAYS, tally.pace), tally)
 
@@ -157,7 +157,7 @@ def _consume(client: Any, trial: Trial, tally: Tally) -> None:
 def _live_next_door(client: Any, number: int, done: threading.Event, tally: Tally) -> None:
     """Make calls that nobody cancels, on the same client, until the others are through."""
     for turn in itertools.count():
-        if done.is_set():
+        if done.is_set() or tally.is_hopeless:
             return
         model, began = f"neighbour-{number}-{turn}", time.monotonic()
         try:

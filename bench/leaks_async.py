@@ -15,7 +15,7 @@ from typing import Any, Callable
 import deadstop
 from bench import census
 from bench.sampling import SEED
-from bench.trial import EXACT, MESSAGES, RATE, TEXT, TOKENS, Tally, Trial, draw, sent_again
+from bench.trial import EXACT, MESSAGES, RATE, TEXT, TIMEOUT, TOKENS, Tally, Trial, draw, sent_again
 from deadstop.testing import FakeProcess
 
 WORKERS = 10
@@ -32,7 +32,7 @@ def stress_tasks(cancels: int) -> Tally:
 
 async def _stress(server: FakeProcess, cancels: int) -> Tally:
     tally = Tally()
-    client = deadstop.AsyncOpenAI(base_url=server.base_url, api_key="bench")
+    client = deadstop.AsyncOpenAI(base_url=server.base_url, api_key="bench", timeout=TIMEOUT)
     http: Any = client._client
     http._transport._pool._max_connections = CONNECTIONS
     await client.models.list()  # whatever is made once is made now
@@ -64,7 +64,7 @@ async def _stress(server: FakeProcess, cancels: int) -> Tally:
 async def _work(client: Any, numbers: Iterator[int], cancels: int, rng: random.Random, tally: Tally) -> None:
     while True:
         number = next(numbers)
-        if number > cancels:
+        if number > cancels or tally.is_hopeless:
             return
         trial = draw(rng, number, WAYS, tally.pace)
         # A task of its own: a native cancellation ends it, and not the worker.
@@ -170,7 +170,7 @@ async def _consume(client: Any, trial: Trial, tally: Tally) -> None:
 async def _live_next_door(client: Any, number: int, done: asyncio.Event, tally: Tally) -> None:
     """Make calls that nobody cancels, on the same client, until the others are through."""
     for turn in itertools.count():
-        if done.is_set():
+        if done.is_set() or tally.is_hopeless:
             return
         model, began = f"neighbour-{number}-{turn}", time.monotonic()
         try:

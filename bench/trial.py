@@ -14,6 +14,9 @@ TOKENS = 12
 TEXT = "".join(f"t{number} " for number in range(TOKENS))
 MESSAGES: Any = [{"role": "user", "content": "Count."}]
 
+TIMEOUT = 10.0
+"""How long (seconds) a call may wait for anything: in a pool whose slots are all lost, it would be for ever."""
+
 SHAPES = ("value", "inside", "stream", "stream", "left early")
 EXACT = sys.version_info >= (3, 12)
 """Whether a thread keeps its turn from the fence's last look to the caller's next line."""
@@ -77,6 +80,11 @@ class Tally:
         with self.lock:
             for name, number in counts.items():
                 setattr(self, name, getattr(self, name) + number)
+
+    @property
+    def is_hopeless(self) -> bool:
+        """So much has gone wrong that to go on would tell nothing new."""
+        return sum(self.surprises.values()) >= 10
 
     def neighbour(self, intact: bool, seconds: float) -> None:
         """A call that nobody cancelled has ended."""

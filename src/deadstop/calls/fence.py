@@ -50,8 +50,12 @@ class Fenced:
                 raise call.stopped() from _reason(error)
             raise
         if self._counted:
+            characters = characters_in(item)
             call.chunks += 1
-            call.characters += characters_in(item)
+            call.characters += characters
+            if call.cancelled:  # not delivered after all
+                call.chunks -= 1
+                call.characters -= characters
         if call.cancelled:
             raise call.stopped()
         return item
@@ -89,8 +93,12 @@ class FencedAsync:
                 raise call.stopped() from _reason(error)
             raise
         if self._counted:
+            characters = characters_in(item)
             call.chunks += 1
-            call.characters += characters_in(item)
+            call.characters += characters
+            if call.cancelled:  # not delivered after all
+                call.chunks -= 1
+                call.characters -= characters
         if call.cancelled:
             raise await self._stopped()
         return item

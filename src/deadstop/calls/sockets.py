@@ -22,7 +22,8 @@ class Owned:
         ssl_object = inner.get_extra_info("ssl_object")
         self._inner = inner
         self._core = core
-        self._lock = threading.Lock()
+        # Reentrant: a signal handler may let go of a stream on top of a canceller that is at work on it.
+        self._lock = threading.RLock()
         self._owner: Optional[Call] = None
         self._closed = False
         self._dead = False

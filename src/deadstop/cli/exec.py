@@ -30,7 +30,7 @@ from deadstop.clients.install import install
 from deadstop.core.model import CancelReceipt, Cause
 from deadstop.errors import RunCancellationTimeoutError, RunCancelledError
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.registry import REGISTRIES, Registry
+from deadstop.runs.registry import REGISTRIES, Registry, stop_new_runs
 
 __all__ = ["LEAVING", "execute"]
 
@@ -110,6 +110,7 @@ class Supervisor:
         threading.excepthook = self._quietly(threading.excepthook)
         # `_thread`, because starting a `threading.Thread` takes locks that the main thread may hold just now.
         _thread.start_new_thread(self._enforce, ())
+        stop_new_runs(**self._facts())
         self._calls = [call for registry in _registries() for run in registry.live() for call in run.calls.values()]
         started = [each for registry in _registries() for each in registry.cancel_all_soon(**self._facts())]
         here = threading.get_ident()

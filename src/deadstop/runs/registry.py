@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
-import threading
 import weakref
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, Callable, Optional, cast
 
@@ -18,7 +17,7 @@ from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.run import BaseRun, current_run
 from deadstop.runs.settings import policy_in_force
 
-__all__ = ["REGISTRIES", "Registry"]
+__all__ = ["REGISTRIES", "Registry", "stop_new_runs"]
 
 KEPT = 1000
 """How many ended runs a registry remembers, so that a cancel that comes too late is told so."""
@@ -32,7 +31,8 @@ _numbers = itertools.count(1)
 class Registry:
     """Runs by name. Shared by a client and its copies.
 
-    Lookups take no lock, so that a signal handler can do them; only opening does.
+    Nothing here takes a lock: a signal handler may come by at any line, and end a run from there. Each change is a
+    single operation on a dict, which is atomic.
     """
 
     def __init__(
@@ -45,9 +45,8 @@ class Registry:
         self.policy: Optional[CancelPolicy] = None
         self.streamed_inside = True
         self._in_task = in_task
-        self._lock = threading.Lock()
         self._live: dict[str, BaseRun] = {}
-        self._ended: OrderedDict[str, BaseRun] = OrderedDict()
+        self._ended: dict[str, BaseRun] = {}
         self._memory: dict[Any, Any] = {}
         self._watchers: list[Callable[[BaseRun, CancelReceipt], Any]] = []
         REGISTRIES.add(self)
@@ -83,14 +82,14 @@ class Registry:
             policy=policy,
             streamed_inside=streamed_inside,
         )
-        with self._lock:
-            if name in self._live:
-                raise RunAlreadyOpenError(
-                    f"A run named {name!r} is open already. Give each run a name of its own, such as the id of the "
-                    "request that it answers, or leave the first one before you open the next.",
-                    run=name,
-                )
-            self._live[name] = run
+        if self._live.setdefault(name, run) is not run:
+            raise RunAlreadyOpenError(
+                f"A run named {name!r} is open already. Give each run a name of its own, such as the id of the "
+                "request that it answers, or leave the first one before you open the next.",
+                run=name,
+            )
+        if _stopping is not None:
+            run.request_cancel(run.intent(**_stopping))
         return run
 
     def begin(self, method: str, path: str, *, streamed: bool) -> Call:
@@ -108,6 +107,8 @@ class Registry:
             in_task=self._in_task,
             memory=self._memory,
         )
+        if _stopping is not None:
+            run.request_cancel(run.intent(**_stopping))
         run.add(call)
         return call
 
@@ -170,11 +171,11 @@ class Registry:
         if self._live.get(run.name) is run:
             del self._live[run.name]
             if not run.anonymous or run.cancelled:
-                with self._lock:
-                    self._ended[run.name] = run
-                    self._ended.move_to_end(run.name)
+                self._ended.pop(run.name, None)  # so that it goes to the end of the queue
+                self._ended[run.name] = run
+                with contextlib.suppress(KeyError, RuntimeError, StopIteration):  # somebody else made room
                     while len(self._ended) > KEPT:
-                        self._ended.popitem(last=False)
+                        del self._ended[next(iter(self._ended))]
 
     def settled(self, run: BaseRun, receipt: CancelReceipt) -> None:
         """A cancel has an outcome: tell whoever watches."""
@@ -185,6 +186,15 @@ class Registry:
         """Close every fence and start every abort. Never blocks."""
         tops = [run for run in self.live() if run.parent is None or run.parent.registry is not self]
         return [run.request_cancel(run.intent(**facts)) for run in tops]
+
+
+_stopping: Optional[dict[str, Any]] = None
+
+
+def stop_new_runs(**facts: Any) -> None:
+    """From now on every new run of the process is born cancelled, with these facts of an intent. For its end."""
+    global _stopping
+    _stopping = facts
 
 
 def checked_name(name: Any) -> str:
