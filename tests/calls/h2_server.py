@@ -21,6 +21,7 @@ import h2.config
 import h2.connection
 import h2.events
 import h2.exceptions
+import h2.settings
 
 STALLS_AFTER = 3
 
@@ -49,7 +50,11 @@ class StreamRecord:
 
 
 class H2Server:
-    """Listens on 127.0.0.1 between `start` and `stop`, or inside `with`. `rate` is tokens per second (0: at once)."""
+    """Listens on 127.0.0.1 inside `with`. `rate` is tokens per second (0: at once).
+
+    `max_streams` is how many streams it allows at a time, `end_late` how long (seconds) after its last event a stream
+    ends, `mute` how many connections are accepted first and never spoken to.
+    """
 
     def __init__(
         self,
@@ -60,12 +65,14 @@ class H2Server:
         greedy: bool = True,
         max_streams: int = 100,
         end_late: float = 0.0,
+        mute: int = 0,
     ) -> None:
         self.rate = rate
         self.tokens = tokens
         self.greedy = greedy
         self.max_streams = max_streams
         self.end_late = end_late
+        self.mute = mute
         self.streams: list[StreamRecord] = []
         self.connections = 0
         self.goaways: list[int] = []
@@ -74,6 +81,7 @@ class H2Server:
         self._changed = threading.Condition()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
         self._threads: list[threading.Thread] = []
+        self._muted: list[socket.socket] = []
         self._stop_reader, self._stop_writer = socket.socketpair()
 
     @property
@@ -94,8 +102,8 @@ class H2Server:
         self._stop_writer.close()
         for thread in self._threads:
             thread.join(5)
-        self._listener.close()
-        self._stop_reader.close()
+        for sock in (*self._muted, self._listener, self._stop_reader):
+            sock.close()
 
     def wait_for(self, predicate: Callable[[list[StreamRecord]], Any], timeout: float = 10.0) -> None:
         """Block until `predicate(streams)` holds."""
@@ -121,6 +129,10 @@ class H2Server:
             if self._stop_reader in ready:
                 return
             sock, _ = self._listener.accept()
+            if self.mute:
+                self.mute -= 1
+                self._muted.append(sock)
+                continue
             self.connections += 1
             self._spawn(self._serve, sock, self.connections)
 
@@ -149,7 +161,8 @@ class _Connection:
         self._records: dict[int, StreamRecord] = {}
 
     def run(self, stop: socket.socket) -> None:
-        self._h2.local_settings.update({3: self._server.max_streams})
+        allowed = {h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: self._server.max_streams}
+        self._h2.local_settings = h2.settings.Settings(client=False, initial_values=allowed)
         self._h2.initiate_connection()
         self._flush()
         while True:

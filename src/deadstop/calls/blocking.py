@@ -8,13 +8,14 @@ blocked read or write within a millisecond, where every `close()` leaves it bloc
 from __future__ import annotations
 
 import _thread
+import contextlib
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, Callable, Optional
 
-from deadstop.calls import connect
-from deadstop.calls.call import Call, Interruption, current_call
+from deadstop.calls import connect, multiplexed
+from deadstop.calls.call import Call, Interruption, active_call
 from deadstop.calls.pool import (
     CALL,
     core_of,
@@ -25,6 +26,7 @@ from deadstop.calls.pool import (
     reclaim,
     renew,
     retire,
+    transports_of,
     wake_waiter,
 )
 from deadstop.calls.sockets import Owned
@@ -33,13 +35,16 @@ from deadstop.core.model import Interrupted, Phase
 
 __all__ = ["hook_client", "reset_client"]
 
+READ_SLICE = 0.05
+"""How long (seconds) a read of a shared socket, on which something has come, may block where no cancel reaches it."""
+
 
 class _Stream(Owned):
     """A blocking network stream that a cancel can reach."""
 
     def read(self, max_bytes: int, timeout: Optional[float] = None) -> bytes:
         if self._multiplexed:
-            return self._read_multiplexed(max_bytes, timeout)
+            return self._read_shared(max_bytes, timeout)
         call = self._owner
         if call is None:
             return self._inner.read(max_bytes, timeout)  # type: ignore[no-any-return]
@@ -58,15 +63,21 @@ class _Stream(Owned):
         return data
 
     def write(self, buffer: bytes, timeout: Optional[float] = None) -> None:
-        call = current_call.get()
+        call = active_call()
+        if self.is_shared(buffer):
+            # All of it, whatever has become of the call: it is not the call's alone.
+            self.share(call)
+            if buffer:
+                self._inner.write(buffer, timeout)
+            return
         if call is None:
             if self._owner is not None:
                 self.take(None)
             self._inner.write(buffer, timeout)
             return
-        if self._owner is not call and not self._multiplexed:
+        if self._owner is not call:
             self.take(call)
-        call.sending(self._multiplexed)
+        call.sending(False)
         try:
             self._inner.write(buffer, timeout)
         except Exception:
@@ -76,19 +87,28 @@ class _Stream(Owned):
         if call.cancelled:
             raise Interruption(call)
 
-    def _read_multiplexed(self, max_bytes: int, timeout: Optional[float]) -> bytes:
+    def _read_shared(self, max_bytes: int, timeout: Optional[float]) -> bytes:
         # The socket carries the calls of other threads too: wake this thread only, and leave the socket alone.
-        call = current_call.get()
-        if call is not None:
-            connect.wait_readable(call, self._inner.get_extra_info("socket"), timeout)
-        return self._inner.read(max_bytes, timeout)  # type: ignore[no-any-return]
+        call = active_call()
+        if call is None:
+            return self._inner.read(max_bytes, timeout)  # type: ignore[no-any-return]
+        deadline = None if timeout is None else time.monotonic() + timeout
+        sock = self._inner.get_extra_info("socket")
+        while True:
+            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+            if not connect.wait_readable(call, sock, call.timeout(left)):
+                if call.read_deadline is not None and time.monotonic() >= call.read_deadline:
+                    raise multiplexed.Overdue
+                raise self._core.ReadTimeout("timed out")
+            with contextlib.suppress(self._core.ReadTimeout):  # what came was no data: half a record, or TLS's own
+                return self._inner.read(max_bytes, READ_SLICE)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         self.closing()
         self._inner.close()
 
     def start_tls(self, ssl_context: Any, server_hostname: Optional[str] = None, timeout: Any = None) -> _Stream:
-        call = current_call.get()
+        call = active_call()
         if call is None:
             inner = self._inner.start_tls(ssl_context, server_hostname, timeout)
         else:
@@ -129,7 +149,7 @@ class _Backend:
         local_address: Optional[str] = None,
         socket_options: Optional[Iterable[Any]] = None,
     ) -> _Stream:
-        call = current_call.get()
+        call = active_call()
         if call is None or not self._own_connect:
             inner = self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
         else:
@@ -141,30 +161,34 @@ class _Backend:
     def connect_unix_socket(
         self, path: str, timeout: Optional[float] = None, socket_options: Optional[Iterable[Any]] = None
     ) -> _Stream:
-        call = current_call.get()
+        call = active_call()
         if call is not None:
             call.check()
         return _Stream(self._inner.connect_unix_socket(path, timeout, socket_options), self._core)
 
     def sleep(self, seconds: float) -> None:
-        call = current_call.get()
+        call = active_call()
         if call is None:
             self._inner.sleep(seconds)
         else:
             call.sleep(seconds)
 
 
-def hook_client(http_client: Any) -> None:
-    """Prepare every transport of a sync HTTP client. Idempotent; changes nothing for calls that are not ours."""
-    for transport in (http_client._transport, *http_client._mounts.values()):
-        if transport is not None:
-            hook_transport(transport)
+def hook_client(http_client: Any) -> bool:
+    """Prepare every transport of a sync HTTP client. Idempotent; changes nothing for calls that are not ours.
+
+    False if it has none that we know of (a mock).
+    """
+    transports = transports_of(http_client)
+    for transport in transports:
+        hook_transport(transport)
+    return bool(transports)
 
 
 def reset_client(http_client: Any) -> int:
     """Give every transport fresh pools. How many were replaced."""
     count = 0
-    for transport in (http_client._transport, *http_client._mounts.values()):
+    for transport in transports_of(http_client):
         for pool in renew(transport):
             count += 1
             for connection in retire(pool):
@@ -176,7 +200,22 @@ def hook_transport(transport: Any) -> None:
     """Prepare one sync transport (httpx or httpx2)."""
     for pool in pools_of(transport):
         hook_backend(pool)
-    recast(transport, _interruptible)
+    patched = getattr(transport, "__dict__", {}).get("handle_request")
+    if patched is not None and not hasattr(patched, "_deadstop"):  # somebody has put their own on the instance
+        transport.handle_request = _around(patched, transport)
+    else:
+        recast(transport, _interruptible)
+
+
+def _around(send: Callable[[Any], Any], transport: Any) -> Callable[[Any], Any]:
+    def handle_request(request: Any) -> Any:
+        call = active_call()
+        if call is None or call.exchanging:
+            return send(request)
+        return _exchange(call, request, send, transport)
+
+    handle_request._deadstop = True  # type: ignore[attr-defined]
+    return handle_request
 
 
 def hook_backend(pool: Any) -> None:
@@ -184,6 +223,7 @@ def hook_backend(pool: Any) -> None:
     if not isinstance(pool._network_backend, _Backend):
         pool._network_backend = _Backend(pool._network_backend, connect.core(core_of(pool)))
         hook_pool(pool)
+        multiplexed.hook_pool(pool)
 
 
 def _interruptible(cls: Any) -> type:
@@ -191,8 +231,8 @@ def _interruptible(cls: Any) -> type:
 
     class Transport(cls):  # type: ignore[misc]
         def handle_request(self, request: Any) -> Any:
-            call = current_call.get()
-            if call is None:
+            call = active_call()
+            if call is None or call.exchanging:
                 return super().handle_request(request)
             return _exchange(call, request, super().handle_request, self)
 
@@ -205,7 +245,11 @@ def _exchange(call: Call, request: Any, send: Callable[[Any], Any], transport: A
         hook_backend(pool)
     call.begin_exchange(opaque=not pools)
     request.extensions = {**request.extensions, CALL: call}
-    response = exchange_blocking(call, request, lambda one: _send(call, one, send, transport))
+    call.exchanging = True
+    try:
+        response = exchange_blocking(call, request, lambda one: _send(call, one, send, transport))
+    finally:
+        call.exchanging = False
     if call.cancelled:
         response.close()
         raise Interruption(call)
@@ -318,7 +362,8 @@ class _Body:
         if not call.gate.acquire(blocking=False):
             return False
         try:
-            if all(lock_is_free(pool) for pool in self._pools):
+            # Taking a call off a shared connection takes locks of that, and writes.
+            if not call.multiplexed and all(lock_is_free(pool) for pool in self._pools):
                 self.close()
                 return True
         finally:

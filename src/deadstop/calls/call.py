@@ -25,12 +25,24 @@ from deadstop.core.model import Attempt, CallFacts, Interrupted, Phase, ServerWo
 if TYPE_CHECKING:
     from deadstop.errors import DeadstopError
 
-__all__ = ["Call", "Interruption", "current_call"]
+__all__ = ["Call", "Interruption", "active_call", "current_call"]
 
 current_call: ContextVar[Optional[Call]] = ContextVar("deadstop_call", default=None)
 """The call on whose behalf the current context talks to the network."""
 
 _ids = itertools.count(1)
+
+
+def active_call() -> Optional[Call]:
+    """The call that talks to the network here and now; None outside of one.
+
+    A context is inherited by what is started in it (a thread, a task that a hook starts), and outlives the call. So a
+    call that is over does not count, nor does a thread's call in another thread.
+    """
+    call = current_call.get()
+    if call is None or call.phase is Phase.ENDED or (not call.in_task and call.home != threading.get_ident()):
+        return None
+    return call
 
 
 class Interruption(BaseException):
@@ -73,9 +85,11 @@ class Call:
         "chunks",
         "closer",
         "completed",
+        "exchanging",
         "finished",
         "gate",
         "handed_over",
+        "home",
         "id",
         "in_task",
         "interrupted",
@@ -91,9 +105,11 @@ class Call:
         "run",
         "scope_waker",
         "sent",
+        "shown",
         "socket",
         "started",
         "status",
+        "stream_reset",
         "streamed",
         "streamed_inside",
         "thread",
@@ -123,8 +139,10 @@ class Call:
         self.sent = False  # the first byte of a request may have left
         self.completed = False  # the whole answer was read
         self.finished = False  # the value is on its way to the caller: too late for the fence
+        self.shown = False  # the HTTP response was taken out of the stream
         self.handed_over = False  # the SDK gave its caller a stream that is still being read
         self.multiplexed = False  # HTTP/2: the socket carries other calls too
+        self.stream_reset = False  # and the server was told that this one is over
         self.requeue = False  # reset(): leave the old pool's queue and ask the new pool
         self.streamed = Streamed.ASKED if streamed else Streamed.PLAIN
         self.streamed_inside = streamed_inside
@@ -133,7 +151,9 @@ class Call:
         self.characters = 0
         self.answer_within: Optional[float] = None  # streamed inside: the time the whole answer may take
         self.read_deadline: Optional[float] = None
-        self.thread = threading.get_ident()  # the thread that is (or was last) inside the transport
+        self.home = threading.get_ident()  # the thread that made the call
+        self.thread = self.home  # the thread that is (or was last) inside the transport
+        self.exchanging = False  # inside a transport of ours: one that it wraps must not begin anew
         self.left = Completion()
         # Held while a thread is inside the transport on the call's behalf. Whoever gets it may close the response.
         self.gate = threading.Lock()
@@ -270,6 +290,8 @@ class Call:
         """What is known of the server's work on this call."""
         if not self.sent or self.completed:
             return ServerWork.STOPPED
+        if self.multiplexed and not self.stream_reset:
+            return ServerWork.RUNS_ON
         return ServerWork.UNKNOWN if self.left.is_set() else ServerWork.RUNS_ON
 
     def facts(self) -> CallFacts:
@@ -278,7 +300,7 @@ class Call:
         attempt = None
         if self._attempt:
             given = {"status": self.status, "ended": time.monotonic() if released else None}
-            attempt = Attempt(**{**given, **self._attempt})
+            attempt = Attempt(**{"number": 1, "started": self.started, **given, **self._attempt})
         how = self.interrupted
         if how is Interrupted.NOTHING and self.cancelled:
             how = Interrupted.FENCE if self.sent else Interrupted.NOT_STARTED
@@ -301,7 +323,8 @@ class Call:
 
     def _note(self) -> Optional[str]:
         if self.multiplexed:
-            return "HTTP/2: the connection carries other calls, so it was left open; only this call was taken off it."
+            told = "its stream was reset" if self.stream_reset or not self.sent else "the server was not told"
+            return f"HTTP/2: the connection carries other calls and was left open; the call was taken off it ({told})."
         if self._opaque:
             return "The HTTP transport can't be interrupted from outside; the call was fenced."
         if self.cancelled and self.sent and self.streamed in (Streamed.PLAIN, Streamed.REFUSED):

@@ -16,9 +16,10 @@ from typing import Any, Callable, Optional
 
 import anyio
 
-from deadstop.calls.call import Call, Interruption, current_call
+from deadstop.calls import multiplexed
+from deadstop.calls.call import Call, Interruption, active_call
 from deadstop.calls.loops import Loop
-from deadstop.calls.pool import CALL, pools_of, recast, reclaim, renew, retire
+from deadstop.calls.pool import CALL, pools_of, recast, reclaim, renew, retire, transports_of
 from deadstop.calls.sockets import Owned
 from deadstop.calls.streamed import exchange_concurrent
 from deadstop.core.model import Interrupted, Phase
@@ -73,15 +74,22 @@ class _Stream(Owned):
         return data
 
     async def write(self, buffer: bytes, timeout: Optional[float] = None) -> None:
-        call = current_call.get()
+        call = active_call()
+        if self.is_shared(buffer):
+            # All of it, whatever becomes of the call: it is not the call's alone.
+            self.share(call)
+            if buffer:
+                with anyio.CancelScope(shield=True):
+                    await self._inner.write(buffer, timeout)
+            return
         if call is None:
             if self._owner is not None:
                 self.take(None)
             await self._inner.write(buffer, timeout)
             return
-        if self._owner is not call and not self._multiplexed:
+        if self._owner is not call:
             self.take(call)
-        call.sending(self._multiplexed)
+        call.sending(False)
         try:
             await self._inner.write(buffer, timeout)
         except Exception:
@@ -96,7 +104,7 @@ class _Stream(Owned):
         await self._inner.aclose()
 
     async def start_tls(self, ssl_context: Any, server_hostname: Optional[str] = None, timeout: Any = None) -> _Stream:
-        call = current_call.get()
+        call = active_call()
         began = time.monotonic()
         if call is not None:
             call.phase = Phase.HANDSHAKING
@@ -108,6 +116,7 @@ class _Stream(Owned):
                 await self.aclose()
             raise
         if call is not None:
+            self.let_go(call)  # a tunnel's: what is inside may be shared
             call.note(tls=time.monotonic() - began)
         return _Stream(inner, self._core)
 
@@ -126,7 +135,7 @@ class _Backend:
         local_address: Optional[str] = None,
         socket_options: Optional[Iterable[Any]] = None,
     ) -> _Stream:
-        call = current_call.get()
+        call = active_call()
         began = time.monotonic()
         if call is not None:
             call.check()
@@ -165,17 +174,21 @@ async def _close_connected(error: BaseException) -> None:
                     await stream.aclose()
 
 
-def hook_client(http_client: Any) -> None:
-    """Prepare every transport of an async HTTP client. Idempotent; changes nothing for calls that are not ours."""
-    for transport in (http_client._transport, *http_client._mounts.values()):
-        if transport is not None:
-            hook_transport(transport)
+def hook_client(http_client: Any) -> bool:
+    """Prepare every transport of an async HTTP client. Idempotent; changes nothing for calls that are not ours.
+
+    False if it has none that we know of (a mock).
+    """
+    transports = transports_of(http_client)
+    for transport in transports:
+        hook_transport(transport)
+    return bool(transports)
 
 
 async def reset_client(http_client: Any) -> int:
     """Give every transport fresh pools. How many were replaced."""
     count = 0
-    for transport in (http_client._transport, *http_client._mounts.values()):
+    for transport in transports_of(http_client):
         for pool in renew(transport):
             count += 1
             for connection in retire(pool):
@@ -187,13 +200,29 @@ def hook_transport(transport: Any) -> None:
     """Prepare one async transport (httpx or httpx2)."""
     for pool in pools_of(transport):
         hook_backend(pool)
-    recast(transport, _interruptible)
+    patched = getattr(transport, "__dict__", {}).get("handle_async_request")
+    if patched is not None and not hasattr(patched, "_deadstop"):  # somebody has put their own on the instance
+        transport.handle_async_request = _around(patched, transport)
+    else:
+        recast(transport, _interruptible)
+
+
+def _around(send: Callable[[Any], Awaitable[Any]], transport: Any) -> Callable[[Any], Awaitable[Any]]:
+    async def handle_async_request(request: Any) -> Any:
+        call = active_call()
+        if call is None or call.exchanging:
+            return await send(request)
+        return await _exchange(call, request, send, transport)
+
+    handle_async_request._deadstop = True  # type: ignore[attr-defined]
+    return handle_async_request
 
 
 def hook_backend(pool: Any) -> None:
     """Put our network backend in front of the pool's own. Idempotent."""
     if not isinstance(pool._network_backend, _Backend):
         pool._network_backend = _Backend(pool._network_backend)
+        multiplexed.hook_pool(pool)
 
 
 def _interruptible(cls: Any) -> type:
@@ -201,8 +230,8 @@ def _interruptible(cls: Any) -> type:
 
     class Transport(cls):  # type: ignore[misc]
         async def handle_async_request(self, request: Any) -> Any:
-            call = current_call.get()
-            if call is None:
+            call = active_call()
+            if call is None or call.exchanging:
                 return await super().handle_async_request(request)
             return await _exchange(call, request, super().handle_async_request, self)
 
@@ -215,7 +244,11 @@ async def _exchange(call: Call, request: Any, send: Callable[[Any], Awaitable[An
         hook_backend(pool)
     call.begin_exchange(opaque=not pools)
     request.extensions = {**request.extensions, CALL: call}
-    response = await exchange_concurrent(call, request, lambda one: _send(call, one, send, transport))
+    call.exchanging = True
+    try:
+        response = await exchange_concurrent(call, request, lambda one: _send(call, one, send, transport))
+    finally:
+        call.exchanging = False
     if call.cancelled:
         await response.aclose()
         raise Interruption(call)

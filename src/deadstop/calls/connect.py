@@ -146,12 +146,12 @@ def _connect(call: Call, sock: socket.socket, address: Any, timeout: Optional[fl
     sock.settimeout(timeout)
 
 
-def wait_readable(call: Call, sock: Any, timeout: Optional[float]) -> None:
-    """Wait until `sock` can be read or the time is up. Raises `Interruption`, and leaves the socket alone."""
+def wait_readable(call: Call, sock: Any, timeout: Optional[float]) -> bool:
+    """Wait until `sock` can be read. False when the time is up. Raises `Interruption`, and leaves the socket alone."""
     if isinstance(sock, ssl.SSLSocket) and sock.pending():
         call.check()
-        return
-    _wait(call, sock, call.timeout(timeout), write=False, how=Interrupted.WAKE)
+        return True
+    return _wait(call, sock, timeout, write=False, how=Interrupted.WAKE)
 
 
 def _wait(call: Call, sock: Any, timeout: Optional[float], *, write: bool, how: Interrupted) -> bool:

@@ -6,28 +6,30 @@ The SDK's backoff is here too. Its sleep can't be interrupted from outside, but 
 
 from __future__ import annotations
 
-import logging
+import time
 from collections.abc import Awaitable
-from typing import Any, Callable, Optional
+from types import BuiltinFunctionType
+from typing import Any, Callable, Optional, cast
 
 import anyio
 
 from deadstop.calls import concurrent
-from deadstop.calls.call import Call, Interruption, current_call
+from deadstop.calls.call import Call, Interruption, active_call, current_call
 from deadstop.calls.fence import hand_over
 from deadstop.core.model import Phase
 
 __all__ = ["retry_pause", "run_blocking", "run_concurrent"]
 
-log = logging.getLogger("deadstop")
 
+def run_blocking(call: Call, send: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Run one call of the SDK, `send(*args, **kwargs)`, in this thread.
 
-def run_blocking(call: Call, request: Callable[[], Any]) -> Any:
-    """Run one call of the SDK in this thread. Raises `RunCancelledError` if it is cancelled before it is done."""
+    Raises `RunCancelledError` if it is cancelled before it is done.
+    """
     token = current_call.set(call)
     try:
         call.check()
-        result = request()
+        result = send(*args, **kwargs)
     except BaseException as error:
         call.leave()
         if call.cancelled and isinstance(error, (Interruption, Exception)):
@@ -38,13 +40,16 @@ def run_blocking(call: Call, request: Callable[[], Any]) -> Any:
     return _give(call, result)
 
 
-async def run_concurrent(call: Call, request: Callable[[], Awaitable[Any]]) -> Any:
-    """Run one call of the SDK in this task. Raises `RunCancelledError` if it is cancelled before it is done."""
+async def run_concurrent(call: Call, send: Callable[..., Awaitable[Any]], args: Any, kwargs: Any) -> Any:
+    """Run one call of the SDK, `send(*args, **kwargs)`, in this task.
+
+    Raises `RunCancelledError` if it is cancelled before it is done.
+    """
     token = current_call.set(call)
     result = None
     try:
         with concurrent.interruptible(call):
-            result = await request()
+            result = await send(*args, **kwargs)
     except BaseException as error:
         if result is not None:  # the cancel came between the answer and its delivery
             await _close(result)
@@ -84,12 +89,27 @@ def retry_pause(seconds: float) -> float:
 
     Outside of a call, or in a task (whose sleep can be cancelled), the wait stays the SDK's.
     """
-    call = current_call.get()
-    if call is None:
+    call = active_call()
+    if call is None or not isinstance(time.sleep, BuiltinFunctionType):  # somebody else's sleep: theirs to end
         return seconds
     if call.scope_waker is not None:
         call.phase = Phase.BACKING_OFF
         return seconds
-    log.debug("Call %s waits %.3f s before the SDK retries it.", call.id, seconds)
     call.sleep(seconds)
-    return 0.0
+    return cast(float, _Slept(seconds))
+
+
+class _Slept:
+    """A wait that is over: the SDK's log prints its length, and `time.sleep` finds nothing left of it.
+
+    `%f` asks an object for its float, `time.sleep` asks one that is no float for its index.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __float__(self) -> float:
+        return self._seconds
+
+    def __index__(self) -> int:
+        return 0

@@ -49,14 +49,15 @@ class Fenced:
             if call.cancelled:
                 raise call.stopped() from _reason(error)
             raise
+        characters = 0
         if self._counted:
             characters = characters_in(item)
             call.chunks += 1
             call.characters += characters
-            if call.cancelled:  # not delivered after all
+        if self._call.cancelled:
+            if self._counted:  # not delivered after all
                 call.chunks -= 1
                 call.characters -= characters
-        if call.cancelled:
             raise call.stopped()
         return item
 
@@ -92,14 +93,15 @@ class FencedAsync:
             if call.cancelled:
                 raise call.stopped() from _reason(error)
             raise
+        characters = 0
         if self._counted:
             characters = characters_in(item)
             call.chunks += 1
             call.characters += characters
-            if call.cancelled:  # not delivered after all
+        if self._call.cancelled:
+            if self._counted:  # not delivered after all
                 call.chunks -= 1
                 call.characters -= characters
-        if call.cancelled:
             raise await self._stopped()
         return item
 
@@ -146,10 +148,10 @@ def hand_over(call: Call, result: Any) -> Any:
     if _is_stream(result):
         call.handed_over = True
         result = fence_stream(call, result)
-        response = result.response
+        response = _own(result)["response"]
     else:
-        response = getattr(result, "http_response", result)
-        if getattr(response, "is_closed", True) is not False:
+        response = _own(result).get("http_response", result)
+        if _own(response).get("is_closed", True):
             # The value is here. Say so first, then look at the flag: whoever cancels does it the other way round.
             call.finished = True
             call.leave()
@@ -167,7 +169,14 @@ def hand_over(call: Call, result: Any) -> Any:
 
 
 def _is_stream(result: Any) -> bool:
-    return hasattr(result, "_iterator") and hasattr(result, "response")
+    own = _own(result)
+    # The newest SDKs make the iterator when it is first asked for.
+    return "response" in own and ("_iterator" in own or hasattr(type(result), "_iterator"))
+
+
+def _own(thing: Any) -> dict[str, Any]:
+    # Not `getattr`: a pydantic model is slow to say that it does not have an attribute.
+    return getattr(thing, "__dict__", {})
 
 
 def fence_stream(call: Call, stream: Any) -> Any:
@@ -178,11 +187,36 @@ def fence_stream(call: Call, stream: Any) -> Any:
     the connection goes.
     """
     stream._iterator = fence = fenced(call, stream._iterator, counted=True)
-    twin = object.__new__(type(stream))
-    twin.__dict__ = stream.__dict__
-    fence.owner = weakref.ref(twin, lambda _: call.close_idle())
     setattr(stream, _CALL, call)
+    cls = type(stream)
+    shown = _twins.get(cls)
+    if shown is None:
+        shown = _twins[cls] = _with_shown_response(cls)
+    twin: Any = object.__new__(shown)
+    # Copied, not shared: CPython 3.13 keeps attributes inside the object, and its collector does not see a shared dict.
+    twin.__dict__.update(stream.__dict__)
+    fence.owner = weakref.ref(twin, lambda _: None if call.shown else call.close_idle())
     return twin
+
+
+_twins: dict[type, type] = {}
+
+
+def _with_shown_response(cls: Any) -> type:
+    """A stream that notes when its caller takes the HTTP response out: it may be read on without the stream."""
+
+    class Stream(cls):  # type: ignore[misc]
+        @property
+        def response(self) -> Any:
+            self.__dict__[_CALL].shown = True
+            return self.__dict__["response"]
+
+        @response.setter
+        def response(self, response: Any) -> None:
+            self.__dict__["response"] = response
+
+    Stream.__name__, Stream.__qualname__, Stream.__module__ = cls.__name__, cls.__qualname__, cls.__module__
+    return Stream
 
 
 def call_of(thing: Any) -> Optional[Call]:
@@ -217,10 +251,12 @@ def _with_fenced_parse(cls: Any) -> type:
         def _deadstop_fence(self, parsed: Any) -> Any:
             call: Call = self._deadstop_call
             if _is_stream(parsed) and call_of(parsed) is None:
-                parsed = fence_stream(call, parsed)
-                cache = getattr(self, "_parsed_by_type", None)
-                if isinstance(cache, dict):  # it holds the stream itself, and so what the twin is to be free of
-                    cache.clear()
+                twin = fence_stream(call, parsed)
+                cache: dict[Any, Any] = getattr(self, "_parsed_by_type", {})
+                for kind, kept in list(cache.items()):
+                    if kept is parsed:  # the stream itself refers to itself: what is kept is to be free of that
+                        cache[kind] = twin
+                parsed = twin
             return parsed
 
     return Parsing

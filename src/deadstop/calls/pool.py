@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
 from typing import Any, Callable, Optional
 
-from deadstop.calls.call import Call, Interruption, current_call
+from deadstop.calls.call import Call, Interruption, active_call
 
 __all__ = [
     "CALL",
@@ -30,6 +29,7 @@ __all__ = [
     "reclaim",
     "renew",
     "retire",
+    "transports_of",
     "wake_waiter",
 ]
 
@@ -52,6 +52,7 @@ def recast(thing: Any, subclass: Callable[[Any], type]) -> bool:
     if made is None:
         made = subclass(cls)
         made.__name__, made.__qualname__, made.__module__ = cls.__name__, cls.__qualname__, cls.__module__
+        made.__reduce_ex__ = _reduced_as(made, cls)
         made._deadstop_recast = (*getattr(cls, "_deadstop_recast", ()), subclass)
         _recasts[(cls, subclass)] = made
     try:
@@ -59,6 +60,15 @@ def recast(thing: Any, subclass: Callable[[Any], type]) -> bool:
     except TypeError:
         return False
     return True
+
+
+def _reduced_as(made: Any, cls: Any) -> Callable[[Any, Any], Any]:
+    def reduce(self: Any, protocol: Any) -> Any:
+        # pickle and copy look a class up by its name, and find the original.
+        function, arguments, *rest = cls.__reduce_ex__(self, protocol)
+        return (function, tuple(cls if each is made else each for each in arguments), *rest)
+
+    return reduce
 
 
 def _interruptible(cls: Any) -> type:
@@ -69,7 +79,7 @@ def _interruptible(cls: Any) -> type:
             # Every request passes here after it was queued and before it waits. The canceller sets `cancelled` and
             # then looks through the queue, so a request that it did not find there sees the flag here.
             closing = super()._assign_requests_to_connections()
-            call = current_call.get()
+            call = active_call()
             if call is not None and call.cancelled and any(each.is_queued() for each in requests_of(self, call)):
                 self._close_connections(closing)
                 raise Interruption(call)
@@ -84,19 +94,27 @@ def hook_pool(pool: Any) -> None:
         recast(pool, _interruptible)
 
 
-def pools_of(transport: Any) -> Iterator[Any]:
+def transports_of(http_client: Any) -> list[Any]:
+    """The transports of an HTTP client; none for something that only looks like one."""
+    mounts = getattr(http_client, "_mounts", None)
+    every = [getattr(http_client, "_transport", None), *(mounts.values() if isinstance(mounts, dict) else ())]
+    names = ("handle_request", "handle_async_request")
+    return [each for each in every if any(hasattr(type(each), name) for name in names)]
+
+
+def pools_of(transport: Any) -> list[Any]:
     """The connection pools that a transport sends on: its own, or those of the transports it wraps."""
-    for holder in _holders(transport):
-        yield holder._pool
+    return [holder._pool for holder in _holders(transport)]
 
 
-def _holders(transport: Any, depth: int = 3) -> Iterator[Any]:
+def _holders(transport: Any, depth: int = 3) -> list[Any]:
     if hasattr(getattr(transport, "_pool", None), "_network_backend"):
-        yield transport
-    elif depth:
-        for inner in list(getattr(transport, "__dict__", {}).values()):
-            if hasattr(inner, "handle_request") or hasattr(inner, "handle_async_request"):
-                yield from _holders(inner, depth - 1)
+        return [transport]
+    found = []
+    for inner in list(getattr(transport, "__dict__", {}).values()) if depth else ():
+        if hasattr(inner, "handle_request") or hasattr(inner, "handle_async_request"):
+            found += _holders(inner, depth - 1)
+    return found
 
 
 def requests_of(pool: Any, call: Call) -> list[Any]:
@@ -140,7 +158,8 @@ def reclaim(pool: Any, call: Call) -> Optional[Callable[[], Any]]:
         lost = [
             connection
             for connection in pool._connections
-            if id(connection) not in wanted and (_never_opened(connection) or _held_by(connection, entries))
+            if id(connection) not in wanted
+            and (_never_opened(connection) or _never_used(connection) or _held_by(connection, entries))
         ]
         if not lost and not entries:
             return None
@@ -155,6 +174,13 @@ def _never_opened(connection: Any) -> bool:
     if not hasattr(connection, "_connect_failed"):
         return False
     return connection._connection is None and not connection._connect_failed
+
+
+def _never_used(connection: Any) -> bool:
+    """Whether it was connected for a call that was cancelled before it wrote: nobody would ever take it."""
+    inner = getattr(connection, "_connection", None)
+    name = getattr(getattr(inner, "_state", None), "name", "")
+    return name == "NEW" and getattr(inner, "_request_count", None) == 0
 
 
 def _held_by(connection: Any, entries: list[Any]) -> bool:

@@ -8,6 +8,8 @@ import threading
 from typing import Any, Optional
 
 from deadstop.calls.call import Call
+from deadstop.calls.multiplexed import PREFACE
+from deadstop.core.model import Phase
 
 __all__ = ["Owned", "shut_down"]
 
@@ -19,7 +21,6 @@ class Owned:
     """
 
     def __init__(self, inner: Any, core: Any = None) -> None:
-        ssl_object = inner.get_extra_info("ssl_object")
         self._inner = inner
         self._core = core
         # Reentrant: a signal handler may let go of a stream on top of a canceller that is at work on it.
@@ -27,7 +28,7 @@ class Owned:
         self._owner: Optional[Call] = None
         self._closed = False
         self._dead = False
-        self._multiplexed = ssl_object is not None and ssl_object.selected_alpn_protocol() == "h2"
+        self._multiplexed: Optional[bool] = None  # HTTP/2; known from the first write on
 
     def take(self, call: Optional[Call]) -> None:
         """From now on `call` is using the stream. The caller looks at `call.cancelled` next."""
@@ -35,6 +36,18 @@ class Owned:
             self._owner = call
         if call is not None:
             call.socket = self
+
+    def is_shared(self, buffer: bytes) -> bool:
+        """Whether what is written, `buffer` now, is HTTP/2: then the connection is no call's own."""
+        if self._multiplexed is None:
+            self._multiplexed = bytes(buffer[: len(PREFACE)]) == PREFACE
+        return self._multiplexed
+
+    def share(self, call: Optional[Call]) -> None:
+        """`call` is about to write to a connection that others use, too."""
+        if call is not None and not call.multiplexed:
+            call.multiplexed = call.sent = True
+            call.phase = Phase.SENDING
 
     def let_go(self, call: Call) -> None:
         """`call` has left the connection: from now on an interruption of it does nothing here."""

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
 from deadstop.calls.call import Call
+from deadstop.calls.multiplexed import Overdue
 from deadstop.calls.reassemble import Plan, Truncated, plan
 from deadstop.core.model import Streamed
 
@@ -157,6 +158,8 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
                     call.memory[(key, "stream")] = False
                 return response
             return (yield from _assemble(call, response, one))
+    except Overdue:
+        raise _package(request).ReadTimeout("timed out", request=request) from None
     finally:
         call.answer_within = None
     raise AssertionError("the last try always returns")
@@ -175,7 +178,8 @@ def _assemble(call: Call, response: Any, planned: Plan) -> _Flow:
             # What is left is the end of the body. Read, the connection can be used again; it is not worth a wait.
             call.completed = True
             call.read_deadline = time.monotonic() + LINGER
-            with contextlib.suppress(Exception):  # a late end or a broken one: the answer is complete all the same
+            # A late end or a broken one: the answer is complete all the same.
+            with contextlib.suppress(Exception, Overdue):
                 while (yield _Read(response)) is not None:
                     pass
     finally:

@@ -21,17 +21,17 @@ ATTRIBUTE = "_deadstop"
 class Adopted:
     """A client's part in deadstop. The HTTP client is prepared when it is first used, and again if it is replaced.
 
-    `run(call, request)` runs one call of the SDK; `pause(seconds)` is the SDK's wait before a retry, interruptible.
+    `run(call, send, args, kwargs)` runs one call of the SDK; `pause(seconds)` is its wait before a retry.
     """
 
-    __slots__ = ("_hook", "_http", "pause", "registry", "run", "runs")
+    __slots__ = ("_hook", "_http", "_known", "pause", "registry", "run", "runs")
 
     def __init__(
         self,
         registry: Registry,
         runs: Union[Runs, AsyncRuns],
         *,
-        hook: Callable[[Any], None],
+        hook: Callable[[Any], bool],
         run: Callable[..., Any],
         pause: Callable[[float], float],
     ) -> None:
@@ -41,16 +41,20 @@ class Adopted:
         self.pause = pause
         self._hook = hook
         self._http: Any = None
+        self._known = False
 
     def request(self, client: Any, send: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """`client.request(...)` as a call of a run; to be awaited for an async client."""
         http_client = client._client
         if self._http is None or self._http() is not http_client:
-            self._hook(http_client)
+            self._known = self._hook(http_client)
             self._http = weakref.ref(http_client)
+            self.registry.http_clients.add(http_client)
         options = args[1] if len(args) > 1 else kwargs["options"]
         call = self.registry.begin(options.method, str(options.url), streamed=bool(kwargs.get("stream")))
-        return self.run(call, lambda: send(*args, **kwargs))
+        if not self._known:  # nobody will tell when it sends, and nothing in it can be interrupted
+            call.begin_exchange(opaque=True)
+        return self.run(call, send, args, kwargs)
 
     def for_copy(self) -> Adopted:
         """The part of a copy of the client: the same runs; maybe another HTTP client."""
@@ -65,9 +69,8 @@ def adopt_sync(client: Any) -> Adopted:
         from deadstop.runs.blocking import Run, Runs
         from deadstop.runs.registry import Registry
 
-        ref = weakref.ref(client)
         registry = Registry(Run)
-        runs = Runs(registry, lambda: blocking.reset_client(_alive(ref)._client))
+        runs = Runs(registry, blocking.reset_client)
         made = Adopted(registry, runs, hook=blocking.hook_client, run=entry.run_blocking, pause=entry.retry_pause)
         # setdefault: two threads may use a new client for the first time at once.
         adopted = client.__dict__.setdefault(ATTRIBUTE, made)
@@ -82,19 +85,11 @@ def adopt_async(client: Any) -> Adopted:
         from deadstop.runs.concurrent import AsyncRun, AsyncRuns
         from deadstop.runs.registry import Registry
 
-        ref = weakref.ref(client)
         registry = Registry(AsyncRun, in_task=True)
-        runs = AsyncRuns(registry, lambda: concurrent.reset_client(_alive(ref)._client))
+        runs = AsyncRuns(registry, concurrent.reset_client)
         made = Adopted(registry, runs, hook=concurrent.hook_client, run=entry.run_concurrent, pause=entry.retry_pause)
         adopted = client.__dict__.setdefault(ATTRIBUTE, made)
     return adopted  # type: ignore[no-any-return]
-
-
-def _alive(ref: Callable[[], Any]) -> Any:
-    client = ref()
-    if client is None:
-        raise ReferenceError("The client whose runs these are is gone.")
-    return client
 
 
 def share(adopted: Adopted, copy: Any) -> Any:

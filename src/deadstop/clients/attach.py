@@ -75,4 +75,6 @@ def _override(client: Any, adopted: Adopted) -> None:
     client.request = request
     client._calculate_retry_timeout = calculate
     if hasattr(cls, "copy"):
+        # Bound in name only: a signature without `self`, as a method of the client's has.
+        copy.__signature__ = inspect.signature(client.copy)  # type: ignore[attr-defined]
         client.copy = client.with_options = copy

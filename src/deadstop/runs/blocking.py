@@ -60,7 +60,7 @@ class Run(BaseRun):
 class Runs:
     """The runs of a sync client and its copies: `client.runs`. All of it is safe from any thread."""
 
-    def __init__(self, registry: Registry, reset: Callable[[], int]) -> None:
+    def __init__(self, registry: Registry, reset: Callable[[Any], int]) -> None:
         self._registry = registry
         self._reset = reset
 
@@ -168,12 +168,12 @@ class Runs:
         return cancelling.receipt
 
     def reset(self) -> int:
-        """Replace the client's connection pools by fresh ones. The way out of a poisoned pool (S9).
+        """Replace the connection pools of the client and its copies by fresh ones. The way out of a poisoned pool (S9).
 
         Calls under way finish on the old pool and its idle connections are closed; calls that wait for a connection
         go over to the new one. Returns how many pools were replaced. An HTTP client that is yours is not closed.
         """
-        return self._reset()
+        return sum(self._reset(each) for each in list(self._registry.http_clients))
 
 
 def cancel(run: BaseRun, asked: Terms, **facts: Any) -> CancelReceipt:

@@ -70,7 +70,7 @@ class AsyncRun(BaseRun):
 class AsyncRuns:
     """The runs of an async client and its copies: `client.runs`. `cancel_soon()` of a run is safe from any thread."""
 
-    def __init__(self, registry: Registry, reset: Callable[[], Awaitable[int]]) -> None:
+    def __init__(self, registry: Registry, reset: Callable[[Any], Awaitable[int]]) -> None:
         self._registry = registry
         self._reset = reset
 
@@ -179,12 +179,12 @@ class AsyncRuns:
         return cancelling.receipt
 
     async def reset(self) -> int:
-        """Replace the client's connection pools by fresh ones. The way out of a poisoned pool (S9).
+        """Replace the connection pools of the client and its copies by fresh ones. The way out of a poisoned pool (S9).
 
         Calls under way finish on the old pool and its idle connections are closed; calls that wait for a connection
         go over to the new one. Returns how many pools were replaced. An HTTP client that is yours is not closed.
         """
-        return await self._reset()
+        return sum([await self._reset(each) for each in list(self._registry.http_clients)])
 
 
 async def cancel(run: BaseRun, asked: Terms, **facts: Any) -> CancelReceipt:

@@ -48,6 +48,7 @@ class Registry:
         self._live: dict[str, BaseRun] = {}
         self._ended: dict[str, BaseRun] = {}
         self._memory: dict[Any, Any] = {}
+        self.http_clients: weakref.WeakSet[Any] = weakref.WeakSet()
         self._watchers: list[Callable[[BaseRun, CancelReceipt], Any]] = []
         REGISTRIES.add(self)
 
