@@ -1,7 +1,7 @@
 """A chat completion server over HTTP/2, that records what becomes of each stream.
 
-What it does is said by the request's model: `m` answers, `silent` reads the request and says nothing, `stalls` falls
-silent after three tokens. `greedy=False` never gives back the window that a body has used up, so that a body larger
+What it does is said by the request's model: `m` answers, `endless` goes on until `finish()`, `silent` reads the
+request and says nothing, `stalls` falls silent after three tokens. `greedy=False` never gives back the window that a body has used up, so that a body larger
 than 65,535 bytes gets stuck.
 """
 
@@ -12,6 +12,7 @@ import json
 import select
 import socket
 import ssl
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -111,6 +112,11 @@ class H2Server:
             if not self._changed.wait_for(lambda: predicate(self.streams), timeout):
                 raise AssertionError(f"It never came true. The streams: {self.streams}. The errors: {self.errors}")
 
+    def finish(self) -> None:
+        """The endless answers come to their end."""
+        for record in self.of("endless"):
+            record.wanted = min(record.wanted, record.tokens + 1)
+
     def of(self, model: str) -> list[StreamRecord]:
         return [each for each in self.streams if each.model == model]
 
@@ -143,7 +149,8 @@ class H2Server:
                 sock = self._ssl_context.wrap_socket(sock, server_side=True)
             _Connection(self, sock, number).run(self._stop_reader)
         except OSError as error:
-            self.errors.append(f"connection {number}: {error!r}")
+            if any(record.connection == number for record in self.streams):  # it was not given up while it was made
+                self.errors.append(f"connection {number}: {error!r}")
         finally:
             for record in self.streams:
                 if record.connection == number and record.state not in ("completed", "reset"):
@@ -226,7 +233,7 @@ class _Connection:
     def _begin(self, record: StreamRecord) -> None:
         body = json.loads(record.body)
         record.model, record.streamed = body["model"], bool(body.get("stream"))
-        record.wanted = body.get("max_tokens", self._server.tokens)
+        record.wanted = sys.maxsize if record.model == "endless" else body.get("max_tokens", self._server.tokens)
         record.state = "silent" if record.model == "silent" else "generating"
         record.due = time.monotonic()
 

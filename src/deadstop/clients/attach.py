@@ -7,7 +7,7 @@ import weakref
 from typing import TYPE_CHECKING, Any, Union
 
 from deadstop.clients.adopted import ATTRIBUTE, Adopted, adopt_async, adopt_sync, share
-from deadstop.clients.drop_in import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
+from deadstop.clients.drop_in import is_ours
 from deadstop.clients.helpers import hook_client_resources
 from deadstop.errors import UnsupportedClientError
 
@@ -27,8 +27,8 @@ def attach(client: Any) -> Union[Runs, AsyncRuns]:
 
     Raises `UnsupportedClientError` for anything else.
     """
-    if isinstance(client, (OpenAI, AsyncOpenAI, AzureOpenAI, AsyncAzureOpenAI)):
-        return client.runs
+    if is_ours(client):
+        return client.runs  # type: ignore[no-any-return]
     request = getattr(type(client), "request", None)
     missing = [name for name in ("_client", "_calculate_retry_timeout") if not hasattr(client, name)]
     if isinstance(client, type) or request is None or missing:

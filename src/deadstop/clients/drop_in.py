@@ -14,9 +14,24 @@ if TYPE_CHECKING:
     from deadstop.runs.blocking import Runs
     from deadstop.runs.concurrent import AsyncRuns
 
-__all__ = ["AsyncAzureOpenAI", "AsyncOpenAI", "AzureOpenAI", "OpenAI"]
+__all__ = ["AsyncAzureOpenAI", "AsyncOpenAI", "AzureOpenAI", "OpenAI", "is_ours", "liken"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class _Likeness(type(openai.OpenAI)):  # type: ignore[misc]
+    """While `install()` is on, the SDK's own clients count as ours too: they go by the same names then."""
+
+    installed = False
+
+    def __instancecheck__(cls, thing: Any) -> bool:
+        return cls.__subclasscheck__(type(thing))
+
+    def __subclasscheck__(cls, other: type) -> bool:
+        if super().__subclasscheck__(other):
+            return True
+        theirs: Any = next(each for each in cls.__mro__ if each.__module__.startswith("openai"))
+        return _Likeness.installed and issubclass(other, theirs)
 
 
 class _Sync:
@@ -53,7 +68,7 @@ def _sharing(copy: F, adopt: Callable[[Any], Any]) -> F:
 
 
 @hook_resources
-class OpenAI(_Sync, openai.OpenAI):
+class OpenAI(_Sync, openai.OpenAI, metaclass=_Likeness):
     """`openai.OpenAI` whose calls can be cancelled at any moment: same constructor, same behaviour, and `runs`."""
 
     copy = _sharing(openai.OpenAI.copy, adopt_sync)
@@ -61,7 +76,7 @@ class OpenAI(_Sync, openai.OpenAI):
 
 
 @hook_resources
-class AsyncOpenAI(_Async, openai.AsyncOpenAI):
+class AsyncOpenAI(_Async, openai.AsyncOpenAI, metaclass=_Likeness):
     """`openai.AsyncOpenAI` whose calls can be cancelled at any moment, from any thread, on asyncio and trio."""
 
     copy = _sharing(openai.AsyncOpenAI.copy, adopt_async)
@@ -69,7 +84,7 @@ class AsyncOpenAI(_Async, openai.AsyncOpenAI):
 
 
 @hook_resources
-class AzureOpenAI(_Sync, openai.AzureOpenAI):
+class AzureOpenAI(openai.AzureOpenAI, OpenAI):
     """`openai.AzureOpenAI` with `runs`; see `OpenAI`."""
 
     copy = _sharing(openai.AzureOpenAI.copy, adopt_sync)
@@ -77,8 +92,18 @@ class AzureOpenAI(_Sync, openai.AzureOpenAI):
 
 
 @hook_resources
-class AsyncAzureOpenAI(_Async, openai.AsyncAzureOpenAI):
+class AsyncAzureOpenAI(openai.AsyncAzureOpenAI, AsyncOpenAI):
     """`openai.AsyncAzureOpenAI` with `runs`; see `AsyncOpenAI`."""
 
     copy = _sharing(openai.AsyncAzureOpenAI.copy, adopt_async)
     with_options = copy
+
+
+def is_ours(client: Any) -> bool:
+    """Whether a client is an instance of one of the classes here, and not only passes for one."""
+    return isinstance(client, (_Sync, _Async))
+
+
+def liken(on: bool) -> None:
+    """Whether the SDK's own clients pass for ours in `isinstance` and `issubclass`."""
+    _Likeness.installed = on

@@ -7,7 +7,7 @@ from typing import Any
 import openai
 
 from deadstop.clients.attach import attach
-from deadstop.clients.drop_in import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI
+from deadstop.clients.drop_in import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, OpenAI, liken
 from deadstop.errors import RunCancellationTimeoutError, RunCancelledError
 
 __all__ = ["install", "uninstall"]
@@ -37,6 +37,7 @@ def install() -> None:
     """
     if _before:
         return
+    liken(True)
     for name, ours in _NAMES.items():
         _before[name] = getattr(openai, name, _ABSENT)
         setattr(openai, name, ours)
@@ -49,6 +50,7 @@ def install() -> None:
 
 def uninstall() -> None:
     """Give the `openai` module its own names back. Clients made meanwhile stay as they are."""
+    liken(False)
     for name, theirs in _before.items():
         if theirs is _ABSENT:
             delattr(openai, name)

@@ -12,7 +12,7 @@ from deadstop.errors import RunCancellationTimeoutError
 from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.registry import Registry, checked_policy
 from deadstop.runs.run import BaseRun
-from deadstop.runs.waiting import Terms, answer, next_wait, overdue, stuck, terms
+from deadstop.runs.waiting import Terms, answer, first_wait, next_wait, overdue, stuck, terms
 
 __all__ = ["Run", "Runs"]
 
@@ -178,8 +178,15 @@ class Runs:
 
 def cancel(run: BaseRun, asked: Terms, **facts: Any) -> CancelReceipt:
     """Cancel `run` on these terms, from this thread."""
-    intent = run.intent(deadline=asked.deadline, level=asked.level, **facts)
-    return _wait(run.request_cancel(intent), asked)
+    struck = run.strike(run.intent(deadline=asked.deadline, level=asked.level, **facts))
+    try:
+        first = first_wait(struck, asked)
+        if first is not None:
+            # At once, so that the thread that was interrupted gets the interpreter; the books can wait.
+            first.left.wait(next_wait(struck, asked))
+    finally:
+        struck.follow()
+    return _wait(struck, asked)
 
 
 def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:

@@ -57,6 +57,7 @@ class Cancelling:
         self._inbox: deque[tuple[Optional[int], Event]] = deque()
         self._lock = threading.Lock()
         self._begun = False
+        self._following = {"it": True}  # a dict, because its pop() is atomic
         self._settled_at: Optional[float] = None
         self._timed_out: set[int] = set()
         self._final: Optional[CancelReceipt] = None
@@ -64,16 +65,30 @@ class Cancelling:
 
     # What happened
 
-    def begin(self, calls: Iterable[Call], children: Iterable[Cancelling]) -> None:
-        """The fence is closed; now abort `calls`. The `children` are being cancelled already."""
-        for call in calls:
-            call.canceller = self
-            self._calls[call.id] = call
+    def struck(self, calls: Iterable[Call], children: Iterable[Cancelling]) -> None:
+        """The fence is closed; abort `calls`. The `children` have been struck already."""
+        self._calls = {call.id: call for call in calls}
+        self._children = list(children)
+        for call in self._calls.values():
+            call.interrupt()
+            call.close_idle()
+
+    def pending(self) -> list[Call]:
+        """The calls, those of children included, that have not left yet."""
+        mine = [call for call in self._calls.values() if not call.left.is_set()]
+        return mine + [call for child in self._children for call in child.pending()]
+
+    def follow(self) -> None:
+        """Do the book-keeping of a strike. Once; whoever comes second finds it done or being done."""
+        if self._following.pop("it", None) is None:
+            return
+        for child in self._children:
+            child.follow()
+        for call in self._calls.values():
             self._machines[call.id] = Cancellation.new("in_flight")
             if call.finished:
                 self._inbox.append((call.id, CallFinished(at=time.monotonic())))
-            self._inbox.append((call.id, CancelRequested(at=time.monotonic(), intent=self.intent)))
-        self._children = list(children)
+            self._inbox.append((call.id, CancelRequested(at=self.intent.at, intent=self.intent)))
         self._begun = True
         for call in list(self._calls.values()):
             call.left.notify(self._left(call))
@@ -130,10 +145,10 @@ class Cancelling:
                 return
 
     def _perform(self, number: int, effects: Iterable[Effect]) -> None:
-        # The fence and the record of the intent come before everything else: the run has done both by now.
+        # The strike has closed the fence and interrupted once. Again is harmless, and what the grace asks for.
         for effect in effects:
-            if isinstance(effect, InterruptCall):
-                call = self._calls[number]
+            call = self._calls[number]
+            if isinstance(effect, InterruptCall) and not call.left.is_set():
                 call.interrupt()
                 call.close_idle()
 

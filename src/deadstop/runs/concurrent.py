@@ -14,7 +14,7 @@ from deadstop.errors import RunCancellationTimeoutError
 from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.registry import Registry, checked_policy
 from deadstop.runs.run import BaseRun
-from deadstop.runs.waiting import Terms, answer, next_wait, overdue, stuck, terms
+from deadstop.runs.waiting import Terms, answer, first_wait, next_wait, overdue, stuck, terms
 
 __all__ = ["AsyncRun", "AsyncRuns"]
 
@@ -189,8 +189,15 @@ class AsyncRuns:
 
 async def cancel(run: BaseRun, asked: Terms, **facts: Any) -> CancelReceipt:
     """Cancel `run` on these terms, from this task."""
-    intent = run.intent(deadline=asked.deadline, level=asked.level, **facts)
-    return await _wait(run.request_cancel(intent), asked)
+    struck = run.strike(run.intent(deadline=asked.deadline, level=asked.level, **facts))
+    try:
+        first = first_wait(struck, asked)
+        if first is not None:
+            # At once, so that the task that was interrupted has its turn; the books can wait.
+            await first.left.wait_async(next_wait(struck, asked))
+    finally:
+        struck.follow()
+    return await _wait(struck, asked)
 
 
 async def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:

@@ -156,6 +156,16 @@ class BaseRun:
         The first one in makes the cancellation, everybody else joins it. `dict.setdefault` decides who that is: it
         is atomic, and unlike a lock it can't be held by the thread that a signal handler runs on top of.
         """
+        cancelling = self.strike(intent)
+        cancelling.follow()
+        return cancelling
+
+    def strike(self, intent: Intent) -> Cancelling:
+        """The part that can't wait: close the fences and interrupt the calls. `follow()` the result, always.
+
+        What was interrupted needs the interpreter to come free, so a thread that means to wait does nothing else
+        before it does.
+        """
         mine = Cancelling(self, intent)
         cancelling = self._cancelling.setdefault("it", mine)
         if cancelling is not mine:
@@ -166,24 +176,17 @@ class BaseRun:
             # Flags first, all the way down: nothing may pass while the interruptions are on their way.
             calls = list(self.calls.values())
             for call in calls:
+                call.canceller = call.canceller or mine
                 call.cancelled = True
-            children = [
-                child.request_cancel(
-                    child.intent(
-                        reason=intent.reason,
-                        actor=intent.actor,
-                        cause=Cause.PARENT,
-                        deadline=intent.deadline,
-                        level=intent.level,
-                    )
-                )
-                for child in list(self.children.values())
-            ]
-            mine.begin(calls, children)
+            mine.struck(calls, [child.strike(child.intent_of(intent)) for child in list(self.children.values())])
             self._call_back()
-        else:
-            mine.begin((), ())
         return mine
+
+    def intent_of(self, above: Intent) -> Intent:
+        """The intent that follows for this run from that of the run around it."""
+        return self.intent(
+            reason=above.reason, actor=above.actor, cause=Cause.PARENT, deadline=above.deadline, level=above.level
+        )
 
     def _call_back(self) -> None:
         while self._callbacks:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import json
 import os
@@ -21,7 +22,15 @@ def policy_in_force(kind: str = "call", **explicit: Any) -> CancelPolicy:
     `DEADSTOP_BATCH_TIMEOUT`, ...; `DEADSTOP_CONFIG` names a file, TOML (Python 3.11, or with `tomli`) or JSON.
     Raises `UsageError`, naming the setting and where it came from.
     """
-    return policy_from(os.environ, _file(os.environ.get("DEADSTOP_CONFIG")), kind=kind, **explicit)
+    ours = {name: value for name, value in os.environ.items() if name.startswith("DEADSTOP_")}
+    if ours or explicit:
+        return policy_from(ours, _file(ours.get("DEADSTOP_CONFIG")), kind=kind, **explicit)
+    return _defaults(kind)
+
+
+@functools.cache
+def _defaults(kind: str) -> CancelPolicy:
+    return policy_from({}, kind=kind)
 
 
 def _file(path: Optional[str]) -> Optional[Mapping[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from typing import NamedTuple, Optional, Union
 
+from deadstop.calls.call import Call
 from deadstop.core.model import CancelReceipt, Level
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import UsageError
@@ -12,7 +13,7 @@ from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.registry import Registry, checked_seconds
 from deadstop.runs.run import BaseRun
 
-__all__ = ["Terms", "answer", "next_wait", "overdue", "stuck", "terms"]
+__all__ = ["Terms", "answer", "first_wait", "next_wait", "overdue", "stuck", "terms"]
 
 
 class Terms(NamedTuple):
@@ -32,8 +33,8 @@ def terms(
     policy: Optional[CancelPolicy],
 ) -> Terms:
     """The terms of a cancel that is asked for now. Raises `UsageError`, and then nothing was cancelled."""
-    chosen = registry.policy_for(run, policy)
     now = time.monotonic()
+    chosen = registry.policy_for(run, policy)
     seconds = chosen.timeout if timeout is None else checked_seconds("timeout", timeout)
     level = chosen.wait
     if wait is not None:
@@ -42,6 +43,14 @@ def terms(
         except ValueError:
             raise UsageError(f"wait is {wait!r}: give one of 'sent', 'accepted' and 'confirmed'.") from None
     return Terms(level, now + seconds, now + min(chosen.grace, seconds), chosen.on_timeout)
+
+
+def first_wait(cancelling: Cancelling, asked: Terms) -> Optional[Call]:
+    """The call to wait for before anything else is done; None if there is none that may be waited for."""
+    if asked.level is not Level.CONFIRMED:
+        return None
+    pending = cancelling.pending()
+    return pending[-1] if pending and not stuck(cancelling) else None
 
 
 def next_wait(cancelling: Cancelling, asked: Terms) -> float:
