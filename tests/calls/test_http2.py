@@ -374,6 +374,15 @@ def test_cancelled_at_every_step(world: Any, tls: bool) -> None:
                 world.run(functools.partial(program, client, steps))
 
 
+def chain(error: Any) -> str:
+    """An error and what it came of."""
+    causes = []
+    while error is not None:
+        causes.append(repr(error))
+        error = error.__cause__ or error.__context__
+    return " <- ".join(causes)
+
+
 def test_many_threads_and_cancels(world: Any, tls: bool) -> None:
     """Of many calls on one connection every second one is cancelled at a random moment; the others all finish."""
     import random
@@ -394,8 +403,8 @@ def test_many_threads_and_cancels(world: Any, tls: bool) -> None:
             for number, each in enumerate(pending):
                 each.wait(PATIENCE)
                 if number % 2:
-                    assert each.error is None, (turn, number, each.error)
+                    assert each.error is None, chain(each.error)
                     assert each.value == 21
                 else:
-                    assert each.error is None or isinstance(each.error, RunCancelledError), repr(each.error)
+                    assert each.error is None or isinstance(each.error, RunCancelledError), chain(each.error)
         untouched(world, client, server)

@@ -12,7 +12,7 @@ from deadstop.errors import RunCancellationTimeoutError
 from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.registry import Registry, checked_policy
 from deadstop.runs.run import BaseRun
-from deadstop.runs.waiting import Terms, answer, first_wait, next_wait, overdue, stuck, terms
+from deadstop.runs.waiting import FIRST, Terms, Wish, answer, first_wait, next_wait, overdue, stuck, terms, wish
 
 __all__ = ["Run", "Runs"]
 
@@ -42,8 +42,7 @@ class Run(BaseRun):
         request_id: Optional[str] = None,
     ) -> CancelReceipt:
         """As `Runs.cancel` for this run."""
-        asked = terms(self.registry, self, wait, timeout, policy)
-        return cancel(self, asked, reason=reason, actor=actor, request_id=request_id)
+        return cancel(self, wish(wait, timeout, policy), reason=reason, actor=actor, request_id=request_id)
 
     def __enter__(self) -> Run:
         self.enter()
@@ -126,9 +125,8 @@ class Runs:
         Raises `RunCancellationTimeoutError` when it was not confirmed in time (or returns an `unconfirmed` receipt,
         with `on_timeout="return"`), `UnknownRunError`, `UsageError`.
         """
-        run = self._registry.find(target)
-        asked = terms(self._registry, run, wait, timeout, policy)
-        return cancel(run, asked, reason=reason, actor=actor, request_id=request_id)
+        asked = wish(wait, timeout, policy)
+        return cancel(self._registry.find(target), asked, reason=reason, actor=actor, request_id=request_id)
 
     def cancel_all(
         self,
@@ -143,7 +141,7 @@ class Runs:
 
         Never raises for a run that could not be confirmed: its receipt says so.
         """
-        asked = terms(self._registry, None, wait, timeout, policy)
+        asked = terms(self._registry, None, wish(wait, timeout, policy))
         started = self._registry.cancel_all_soon(reason=reason, actor=actor, deadline=asked.deadline)
         return [_wait(each, asked._replace(on_timeout="return")) for each in started]
 
@@ -176,17 +174,17 @@ class Runs:
         return sum(self._reset(each) for each in list(self._registry.http_clients))
 
 
-def cancel(run: BaseRun, asked: Terms, **facts: Any) -> CancelReceipt:
-    """Cancel `run` on these terms, from this thread."""
-    struck = run.strike(run.intent(deadline=asked.deadline, level=asked.level, **facts))
+def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
+    """Cancel `run` as asked, from this thread."""
+    struck = run.strike(run.intent(deadline=asked.deadline, level=asked.level or Level.CONFIRMED, **facts))
     try:
         first = first_wait(struck, asked)
         if first is not None:
-            # At once, so that the thread that was interrupted gets the interpreter; the books can wait.
-            first.left.wait(next_wait(struck, asked))
+            # At once, so that the thread that was interrupted gets the interpreter; the rest can wait.
+            first.left.wait(min(FIRST, asked.timeout or FIRST))
     finally:
         struck.follow()
-    return _wait(struck, asked)
+    return _wait(struck, terms(run.registry, run, asked))
 
 
 def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:

@@ -14,7 +14,7 @@ from deadstop.errors import RunCancellationTimeoutError
 from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.registry import Registry, checked_policy
 from deadstop.runs.run import BaseRun
-from deadstop.runs.waiting import Terms, answer, first_wait, next_wait, overdue, stuck, terms
+from deadstop.runs.waiting import FIRST, Terms, Wish, answer, first_wait, next_wait, overdue, stuck, terms, wish
 
 __all__ = ["AsyncRun", "AsyncRuns"]
 
@@ -47,8 +47,7 @@ class AsyncRun(BaseRun):
         request_id: Optional[str] = None,
     ) -> CancelReceipt:
         """As `AsyncRuns.cancel` for this run."""
-        asked = terms(self.registry, self, wait, timeout, policy)
-        return await cancel(self, asked, reason=reason, actor=actor, request_id=request_id)
+        return await cancel(self, wish(wait, timeout, policy), reason=reason, actor=actor, request_id=request_id)
 
     async def __aenter__(self) -> AsyncRun:
         self.enter()
@@ -137,9 +136,8 @@ class AsyncRuns:
         with `on_timeout="return"`), `UnknownRunError`, `UsageError`. A cancellation of the task that waits here
         passes through; the cancel goes on.
         """
-        run = self._registry.find(target)
-        asked = terms(self._registry, run, wait, timeout, policy)
-        return await cancel(run, asked, reason=reason, actor=actor, request_id=request_id)
+        asked = wish(wait, timeout, policy)
+        return await cancel(self._registry.find(target), asked, reason=reason, actor=actor, request_id=request_id)
 
     async def cancel_all(
         self,
@@ -154,7 +152,7 @@ class AsyncRuns:
 
         Never raises for a run that could not be confirmed: its receipt says so.
         """
-        asked = terms(self._registry, None, wait, timeout, policy)
+        asked = terms(self._registry, None, wish(wait, timeout, policy))
         started = self._registry.cancel_all_soon(reason=reason, actor=actor, deadline=asked.deadline)
         return [await _wait(each, asked._replace(on_timeout="return")) for each in started]
 
@@ -187,17 +185,17 @@ class AsyncRuns:
         return sum([await self._reset(each) for each in list(self._registry.http_clients)])
 
 
-async def cancel(run: BaseRun, asked: Terms, **facts: Any) -> CancelReceipt:
-    """Cancel `run` on these terms, from this task."""
-    struck = run.strike(run.intent(deadline=asked.deadline, level=asked.level, **facts))
+async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
+    """Cancel `run` as asked, from this task."""
+    struck = run.strike(run.intent(deadline=asked.deadline, level=asked.level or Level.CONFIRMED, **facts))
     try:
         first = first_wait(struck, asked)
         if first is not None:
-            # At once, so that the task that was interrupted has its turn; the books can wait.
-            await first.left.wait_async(next_wait(struck, asked))
+            # At once, so that the task that was interrupted has its turn; the rest can wait.
+            await first.left.wait_async(min(FIRST, asked.timeout or FIRST))
     finally:
         struck.follow()
-    return await _wait(struck, asked)
+    return await _wait(struck, terms(run.registry, run, asked))
 
 
 async def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:

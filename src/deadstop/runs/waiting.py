@@ -10,10 +10,10 @@ from deadstop.core.model import CancelReceipt, Level
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import UsageError
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.registry import Registry, checked_seconds
+from deadstop.runs.registry import Registry, checked_policy, checked_seconds
 from deadstop.runs.run import BaseRun
 
-__all__ = ["Terms", "answer", "first_wait", "next_wait", "overdue", "stuck", "terms"]
+__all__ = ["FIRST", "Terms", "Wish", "answer", "first_wait", "next_wait", "overdue", "stuck", "terms", "wish"]
 
 
 class Terms(NamedTuple):
@@ -25,29 +25,48 @@ class Terms(NamedTuple):
     on_timeout: str
 
 
-def terms(
-    registry: Registry,
-    run: Optional[BaseRun],
-    wait: Union[Level, str, None],
-    timeout: Optional[float],
-    policy: Optional[CancelPolicy],
-) -> Terms:
-    """The terms of a cancel that is asked for now. Raises `UsageError`, and then nothing was cancelled."""
-    now = time.monotonic()
-    chosen = registry.policy_for(run, policy)
-    seconds = chosen.timeout if timeout is None else checked_seconds("timeout", timeout)
-    level = chosen.wait
+class Wish(NamedTuple):
+    """What a canceller said itself, checked. What it left open is looked up when there is time (`terms`)."""
+
+    at: float
+    level: Optional[Level]
+    timeout: Optional[float]
+    policy: Optional[CancelPolicy]
+
+    @property
+    def deadline(self) -> float:
+        return float("inf") if self.timeout is None else self.at + self.timeout
+
+
+def wish(wait: Union[Level, str, None], timeout: Optional[float], policy: Optional[CancelPolicy]) -> Wish:
+    """The wish of a cancel that is asked for now. Raises `UsageError`, and then nothing was cancelled."""
+    at = time.monotonic()
+    level = None
     if wait is not None:
         try:
             level = Level(wait)
         except ValueError:
             raise UsageError(f"wait is {wait!r}: give one of 'sent', 'accepted' and 'confirmed'.") from None
-    return Terms(level, now + seconds, now + min(chosen.grace, seconds), chosen.on_timeout)
+    if timeout is not None:
+        timeout = checked_seconds("timeout", timeout)
+    return Wish(at, level, timeout, None if policy is None else checked_policy(policy))
 
 
-def first_wait(cancelling: Cancelling, asked: Terms) -> Optional[Call]:
-    """The call to wait for before anything else is done; None if there is none that may be waited for."""
-    if asked.level is not Level.CONFIRMED:
+def terms(registry: Registry, run: Optional[BaseRun], asked: Wish) -> Terms:
+    """The terms: the wish, and the policy in force for what it leaves open."""
+    chosen = registry.policy_for(run, asked.policy)
+    seconds = chosen.timeout if asked.timeout is None else asked.timeout
+    level = asked.level or chosen.wait
+    return Terms(level, asked.at + seconds, asked.at + min(chosen.grace, seconds), chosen.on_timeout)
+
+
+FIRST = 0.05
+"""How long (seconds) to wait for what was interrupted before anything else is done."""
+
+
+def first_wait(cancelling: Cancelling, asked: Wish) -> Optional[Call]:
+    """The call to wait for at once; None if there is none that may be waited for."""
+    if asked.level in (Level.SENT, Level.ACCEPTED):
         return None
     pending = cancelling.pending()
     return pending[-1] if pending and not stuck(cancelling) else None
