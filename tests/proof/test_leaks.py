@@ -96,6 +96,7 @@ def test_cancels_under_a_saturated_pool_lose_no_slot(world: Any, server: FakeOpe
     world.close(probe)
     client = world.client(server.base_url, http_client=own, max_retries=0)
     dice = random.Random(11)
+    server.rate = 20  # ten seconds for a call: none ends by itself
     for round_ in range(6):
         pending = {f"r{round_}-{n}": world.start(world.create, client, f"r{round_}-{n}") for n in range(20)}
         until(lambda: len(client.runs.list()) >= 20, "the calls")

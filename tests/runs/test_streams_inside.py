@@ -58,7 +58,7 @@ def test_a_server_that_will_not_stream_is_served_as_it_wants_and_remembered(
 
 def test_streamed_inside_really_stops_the_server(world: Any, client: Any, server: FakeOpenAI) -> None:
     """On a server that looks at the connection only when it writes, a handful of tokens are the difference."""
-    server.rate = 200
+    server.rate = 50
     server.add(faults.NoticeOnWrite())
     inside = world.start(world.create, client, "inside", max_tokens=60)
     server.wait_for(lambda requests: len(requests) == 1 and requests[0].tokens_generated > 3)

@@ -52,7 +52,7 @@ def test_notice_on_write_generates_an_unstreamed_answer_to_its_end() -> None:
 
 def test_notice_on_write_stops_a_stream_at_the_write_that_fails() -> None:
     """A stream ends within a few tokens of the peer's leaving."""
-    with FakeOpenAI(rate=500, tokens=10_000, faults=[faults.NoticeOnWrite()]) as server:
+    with FakeOpenAI(rate=50, tokens=10_000, faults=[faults.NoticeOnWrite()]) as server:
         leave_early(server, stream=True)
         record = ended(server)
     assert record.state == "disconnected"

@@ -8,7 +8,6 @@ blocked read or write within a millisecond, where every `close()` leaves it bloc
 from __future__ import annotations
 
 import _thread
-import contextlib
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -29,22 +28,22 @@ from deadstop.calls.pool import (
     transports_of,
     wake_waiter,
 )
+from deadstop.calls.shared import SharedSocket
 from deadstop.calls.sockets import Owned
 from deadstop.calls.streamed import exchange_blocking
 from deadstop.core.model import Interrupted, Phase
 
 __all__ = ["hook_client", "reset_client"]
 
-READ_SLICE = 0.05
-"""How long (seconds) a read of a shared socket, on which something has come, may block where no cancel reaches it."""
-
 
 class _Stream(Owned):
     """A blocking network stream that a cancel can reach."""
 
+    _shared: Optional[SharedSocket] = None
+
     def read(self, max_bytes: int, timeout: Optional[float] = None) -> bytes:
-        if self._multiplexed:
-            return self._read_shared(max_bytes, timeout)
+        if self._shared is not None:
+            return self._shared.read(multiplexed.call_here(), max_bytes, timeout)
         call = self._owner
         if call is None:
             return self._inner.read(max_bytes, timeout)  # type: ignore[no-any-return]
@@ -67,8 +66,9 @@ class _Stream(Owned):
         if self.is_shared(buffer):
             # All of it, whatever has become of the call: it is not the call's alone.
             self.share(call)
-            if buffer:
-                self._inner.write(buffer, timeout)
+            if self._shared is None and type(self._inner).__name__ == "SyncStream":  # not TLS within TLS
+                self._shared = SharedSocket(self._inner.get_extra_info("socket"), self._core)
+            (self._shared or self._inner).write(buffer, timeout)
             return
         if call is None:
             if self._owner is not None:
@@ -86,22 +86,6 @@ class _Stream(Owned):
             raise
         if call.cancelled:
             raise Interruption(call)
-
-    def _read_shared(self, max_bytes: int, timeout: Optional[float]) -> bytes:
-        # The socket carries the calls of other threads too: wake this thread only, and leave the socket alone.
-        call = active_call()
-        if call is None:
-            return self._inner.read(max_bytes, timeout)  # type: ignore[no-any-return]
-        deadline = None if timeout is None else time.monotonic() + timeout
-        sock = self._inner.get_extra_info("socket")
-        while True:
-            left = None if deadline is None else max(deadline - time.monotonic(), 0.0)
-            if not connect.wait_readable(call, sock, call.timeout(left)):
-                if call.read_deadline is not None and time.monotonic() >= call.read_deadline:
-                    raise multiplexed.Overdue
-                raise self._core.ReadTimeout("timed out")
-            with contextlib.suppress(self._core.ReadTimeout):  # what came was no data: half a record, or TLS's own
-                return self._inner.read(max_bytes, READ_SLICE)  # type: ignore[no-any-return]
 
     def close(self) -> None:
         self.closing()

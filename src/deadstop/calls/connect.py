@@ -24,7 +24,7 @@ from typing import Any, Optional
 from deadstop.calls.call import Call, Interruption
 from deadstop.core.model import Interrupted, Phase
 
-__all__ = ["connect_tcp", "core", "start_tls", "stream_of", "wait_readable"]
+__all__ = ["connect_tcp", "core", "start_tls", "stream_of", "wait"]
 
 _Address = tuple[Any, Any, int, str, Any]
 
@@ -146,12 +146,14 @@ def _connect(call: Call, sock: socket.socket, address: Any, timeout: Optional[fl
     sock.settimeout(timeout)
 
 
-def wait_readable(call: Call, sock: Any, timeout: Optional[float]) -> bool:
-    """Wait until `sock` can be read. False when the time is up. Raises `Interruption`, and leaves the socket alone."""
-    if isinstance(sock, ssl.SSLSocket) and sock.pending():
-        call.check()
-        return True
-    return _wait(call, sock, timeout, write=False, how=Interrupted.WAKE)
+def wait(call: Optional[Call], sock: Any, timeout: Optional[float], *, write: bool = False) -> bool:
+    """Wait until `sock` can be read (or written). False when the time is up.
+
+    Raises `Interruption` as soon as `call` is cancelled, and leaves the socket alone.
+    """
+    if call is None:
+        return _poll(None, sock, timeout, write)
+    return _wait(call, sock, timeout, write=write, how=Interrupted.WAKE)
 
 
 def _wait(call: Call, sock: Any, timeout: Optional[float], *, write: bool, how: Interrupted) -> bool:
@@ -185,13 +187,15 @@ def _wait(call: Call, sock: Any, timeout: Optional[float], *, write: bool, how: 
     return ready
 
 
-def _poll(ours: socket.socket, sock: Any, timeout: Optional[float], write: bool) -> bool:
+def _poll(ours: Optional[socket.socket], sock: Any, timeout: Optional[float], write: bool) -> bool:
+    wakers = [] if ours is None else [ours]
     if hasattr(select, "poll"):  # no limit on descriptors, as select has
         poll = select.poll()
-        poll.register(ours, select.POLLIN)
+        for each in wakers:
+            poll.register(each, select.POLLIN)
         poll.register(sock, select.POLLOUT if write else select.POLLIN)
         return bool(poll.poll(None if timeout is None else max(timeout * 1000, 0)))
-    read, writes = ([ours], [sock]) if write else ([ours, sock], [])
+    read, writes = (wakers, [sock]) if write else ([*wakers, sock], [])
     return any(select.select(read, writes, writes, timeout))
 
 

@@ -15,6 +15,7 @@ a cancelled call is then free as soon as data arrive, its stream is not reset, a
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 import time
 from collections import deque
@@ -23,14 +24,17 @@ from typing import Any, Callable, Optional
 
 import anyio
 
-from deadstop.calls.call import Call, Interruption, current_call
+from deadstop.calls.call import Call, Interruption, active_call
 from deadstop.calls.pool import CALL, recast
 from deadstop.core.model import Interrupted
 
-__all__ = ["PREFACE", "Overdue", "Permits", "hook_pool"]
+__all__ = ["PREFACE", "Overdue", "Permits", "call_here", "hook_pool"]
 
 PREFACE = b"PRI * HTTP/2.0"
 """What a client says first on a connection with HTTP/2, however that was agreed upon (RFC 9113, 3.4)."""
+
+PATIENCE = 1.0
+"""How long (seconds) a call that is leaving waits for another that is writing, to say that it leaves."""
 
 _CANCEL = 0x8
 _USED = ("_h2_state", "_network_stream", "_read_lock", "_write_lock", "_state_lock", "_response_closed", "_events")
@@ -42,6 +46,14 @@ class Overdue(BaseException):
 
     Not an `Exception`: httpcore ends every call on a connection whose read failed with one.
     """
+
+
+def call_here() -> Optional[Call]:
+    """The call that this thread is waiting on the network for. A stream is read in whatever thread has got it."""
+    return getattr(_here, "call", None) or active_call()
+
+
+_here = threading.local()
 
 
 class Permits:
@@ -71,7 +83,8 @@ class Permits:
         """Whether a permit was taken. False when it is not needed any more: `ready()` is true."""
         if not self._waiting and self.acquire_if_available():
             return True
-        call = current_call.get()
+        until = getattr(_here, "until", None)
+        call = call_here() if until is None else None
         mine = _Waiter(ready)
         waker = None
         if call is not None:
@@ -85,7 +98,12 @@ class Permits:
                     return True
                 if call is not None:
                     _check(call)
-                mine.turn.wait(None if call is None else call.timeout(None))
+                    left = call.timeout(None)
+                else:
+                    left = None if until is None else until - time.monotonic()
+                    if left is not None and left <= 0:
+                        raise Overdue
+                mine.turn.wait(left)
                 mine.turn.clear()
         finally:
             if call is not None:
@@ -245,10 +263,65 @@ def _shareable(cls: Any) -> type:
 def _hook(connection: Any) -> None:
     if not _of_threads(connection):
         recast(connection, _for_tasks)
-    elif recast(connection, _for_threads):
+    elif recast(connection._h2_state, _guarded) and recast(connection, _for_threads):
         connection._read_lock = _ReadLock()
         connection._write_lock = Permits()
         connection._init_lock = Permits()
+
+
+_OPERATIONS = (
+    "acknowledge_received_data", "close_connection", "data_to_send", "end_stream", "increment_flow_control_window",
+    "initiate_connection", "local_flow_control_window", "receive_data", "reset_stream", "send_data",
+)  # fmt: skip
+
+
+def _guarded(cls: Any) -> type:
+    """h2's state of a connection, for several threads: h2 leaves that to its user, and httpcore does not do it.
+
+    From asking for the next stream until its headers are written down a thread has it to itself: two that ask at once
+    get the same one.
+    """
+
+    class State(cls):  # type: ignore[misc]
+        @property
+        def _deadstop_lock(self) -> Any:
+            return self.__dict__.get("_deadstop_rlock") or self.__dict__.setdefault("_deadstop_rlock", threading.RLock())
+
+        def get_next_available_stream_id(self) -> Any:
+            self._deadstop_lock.acquire()
+            try:
+                stream_id = super().get_next_available_stream_id()
+            except BaseException:
+                self._deadstop_lock.release()
+                raise
+            self._deadstop_opener = threading.get_ident()
+            return stream_id
+
+        def send_headers(self, *args: Any, **kwargs: Any) -> None:
+            try:
+                with self._deadstop_lock:
+                    super().send_headers(*args, **kwargs)
+            finally:
+                self.deadstop_opened()
+
+        def deadstop_opened(self) -> None:
+            """This thread opens no stream, or does not any more."""
+            if self.__dict__.get("_deadstop_opener") == threading.get_ident():
+                self._deadstop_opener = None
+                self._deadstop_lock.release()
+
+    for name in _OPERATIONS:
+        setattr(State, name, _one_at_a_time(getattr(cls, name)))
+    return State
+
+
+def _one_at_a_time(method: Any) -> Any:
+    @functools.wraps(method)
+    def locked(self: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._deadstop_lock:
+            return method(self, *args, **kwargs)
+
+    return locked
 
 
 def _sends(connection: Any, request: Any, stream_id: int) -> None:
@@ -282,6 +355,12 @@ def _for_threads(cls: Any) -> type:
                 value = Permits(self._h2_state.local_settings.max_concurrent_streams)
             super().__setattr__(name, value)
 
+        def handle_request(self, request: Any) -> Any:
+            try:
+                return super().handle_request(request)
+            finally:
+                self._h2_state.deadstop_opened()
+
         def _send_request_headers(self, request: Any, stream_id: int) -> None:
             _sends(self, request, stream_id)
             super()._send_request_headers(request=request, stream_id=stream_id)
@@ -292,23 +371,25 @@ def _for_threads(cls: Any) -> type:
 
         def _receive_stream_event(self, request: Any, stream_id: int) -> Any:
             events = self._events
-            # The caller of a stream reads it wherever it likes.
-            token = current_call.set(request.extensions.get(CALL))
+            before, _here.call = getattr(_here, "call", None), request.extensions.get(CALL)
             try:
                 with self._read_lock.until(lambda: events.get(stream_id)):
                     return super()._receive_stream_event(request, stream_id)
             finally:
-                current_call.reset(token)
+                _here.call = before
 
         def _response_closed(self, stream_id: int) -> None:
+            self._h2_state.deadstop_opened()
             request = _taken_off(self, stream_id)
             if request is not None:
-                # Where another thread is writing just now, the reset goes out with what is written next.
-                with contextlib.suppress(Interruption, Overdue, Exception):
+                _here.until = time.monotonic() + PATIENCE
+                # If it comes to nothing, the reset goes out with what is written next.
+                with contextlib.suppress(Overdue, Exception):
                     with self._state_lock:
                         self._h2_state.reset_stream(stream_id, _CANCEL)
                     self._write_outgoing_data(request)
                     request.extensions[CALL].stream_reset = True
+                _here.until = None
             super()._response_closed(stream_id=stream_id)
 
     return Connection
@@ -348,7 +429,7 @@ def _for_tasks(cls: Any) -> type:
             with anyio.CancelScope(shield=True):
                 request = _taken_off(self, stream_id)
                 if request is not None:
-                    with contextlib.suppress(Exception), anyio.move_on_after(1):
+                    with contextlib.suppress(Exception), anyio.move_on_after(PATIENCE):
                         async with self._state_lock:
                             self._h2_state.reset_stream(stream_id, _CANCEL)
                         await self._write_outgoing_data(request)

@@ -49,7 +49,7 @@ class Cancelling:
         self.run = run
         self.intent = intent
         self.done = Completion()
-        self.finished_before = run.ended and not run.calls  # nothing was left to cancel
+        self.finished_before = run.ended and not run.calls and not run.children  # nothing was left to cancel
         self._machines: dict[int, Cancellation] = {}
         self._calls: dict[int, Call] = {}
         self._children: list[Cancelling] = []
@@ -65,13 +65,17 @@ class Cancelling:
 
     # What happened
 
-    def struck(self, calls: Iterable[Call], children: Iterable[Cancelling]) -> None:
-        """The fence is closed; abort `calls`. The `children` have been struck already."""
-        self._calls = {call.id: call for call in calls}
-        self._children = list(children)
-        for call in self._calls.values():
+    def struck(self, calls: Iterable[Call]) -> None:
+        """The fence is closed; abort `calls`."""
+        for call in calls:
+            self._calls.setdefault(call.id, call)
             call.interrupt()
             call.close_idle()
+
+    def struck_child(self, child: Cancelling) -> None:
+        """A child was struck as well."""
+        if child not in self._children:
+            self._children.append(child)
 
     def pending(self) -> list[Call]:
         """The calls, those of children included, that have not left yet."""
@@ -84,7 +88,7 @@ class Cancelling:
             return
         for child in self._children:
             child.follow()
-        for call in self._calls.values():
+        for call in list(self._calls.values()):
             self._machines[call.id] = Cancellation.new("in_flight")
             if call.finished:
                 self._inbox.append((call.id, CallFinished(at=time.monotonic())))
@@ -97,7 +101,10 @@ class Cancelling:
         self._work()
 
     def join(self, intent: Intent) -> None:
-        """Somebody else wants the same. The first reason stays; this one is appended (I10)."""
+        """Somebody else wants the same. The first reason stays; this one is appended (I10), once (I8)."""
+        known = [each.request_id for each in (self.intent, *self._late)]
+        if intent.request_id is not None and intent.request_id in known:
+            return
         self._late.append(intent)
         for number in list(self._machines):
             self._inbox.append((number, CancelRequested(at=time.monotonic(), intent=intent)))
@@ -153,7 +160,7 @@ class Cancelling:
                 call.close_idle()
 
     def _settle(self) -> None:
-        if not self._begun or any(not each.done.is_set() for each in self._children):
+        if not self._begun or any(not each.done.is_set() for each in list(self._children)):
             return
         if any(not machine.ended for machine in self._machines.values()):
             return

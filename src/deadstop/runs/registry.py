@@ -73,11 +73,11 @@ class Registry:
             raise UsageError(f"metadata is {metadata!r}: give a mapping, such as {{'user': 'u-7'}}.")
         if streamed_inside is None:
             streamed_inside = self.streamed_inside
-        parent = current_run.get()
+        around = current_run.get()
         run = self._run_class(
             self,
             name,
-            parent=None if parent is None or parent.ended else parent,
+            parent=None if around is None else around.nearest(),
             timeout=timeout,
             metadata=metadata,
             policy=policy,
@@ -95,10 +95,12 @@ class Registry:
 
     def begin(self, method: str, path: str, *, streamed: bool) -> Call:
         """A call begins: in the innermost open scope, or as an anonymous run of its own."""
-        run = current_run.get()
-        if run is None or run.ended:
+        around = current_run.get()
+        run = None if around is None else around.nearest()
+        if run is None:
             run = self._run_class(self, f"call-{next(_numbers)}", anonymous=True)
-            self._live[run.name] = run
+            while self._live.setdefault(run.name, run) is not run:  # a name that the user has given
+                run.name = f"call-{next(_numbers)}"
         call = Call(
             run,
             method.upper(),
@@ -151,9 +153,10 @@ class Registry:
         if call.canceller is not None:
             return call.canceller.run  # type: ignore[no-any-return]
         one = self._run_class(self, f"{run.name}/call-{call.id}", policy=run.policy)
-        one.calls[call.id] = call
         one.ended = call.left.is_set()
-        return one
+        if not one.ended:
+            one.calls[call.id] = call
+        return run.alone.setdefault(call.id, one)
 
     def policy_for(self, run: Optional[BaseRun], explicit: Optional[CancelPolicy]) -> CancelPolicy:
         """The nearest policy: of this cancel, the run, the runs around it, the client, the settings."""
@@ -185,7 +188,8 @@ class Registry:
 
     def cancel_all_soon(self, **facts: Any) -> list[Cancelling]:
         """Close every fence and start every abort. Never blocks."""
-        tops = [run for run in self.live() if run.parent is None or run.parent.registry is not self]
+        live = self.live()
+        tops = [run for run in live if run.parent is None or run.parent.ended or run.parent.registry is not self]
         return [run.request_cancel(run.intent(**facts)) for run in tops]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from deadstop.calls.call import Call
@@ -37,8 +37,10 @@ class BaseRun:
         "__weakref__",
         "_callbacks",
         "_cancelling",
+        "_entered",
+        "_outer",
         "_timer",
-        "_token",
+        "alone",
         "anonymous",
         "calls",
         "cancelled",
@@ -86,7 +88,9 @@ class BaseRun:
         self._callbacks: dict[int, Callable[[BaseRun], Any]] = {}
         self._cancelling: dict[str, Cancelling] = {}
         self._timer: Any = None
-        self._token: Optional[Token[Optional[BaseRun]]] = None
+        self._entered = False
+        self._outer: Optional[BaseRun] = None
+        self.alone: dict[int, BaseRun] = {}  # runs made of one call each, to be cancelled by itself
 
     # What users ask of a run
 
@@ -166,21 +170,34 @@ class BaseRun:
         What was interrupted needs the interpreter to come free, so a thread that means to wait does nothing else
         before it does.
         """
+        cancelling = self._strike(intent)
+        self._call_back_all()
+        return cancelling
+
+    def _strike(self, intent: Intent) -> Cancelling:
         mine = Cancelling(self, intent)
         cancelling = self._cancelling.setdefault("it", mine)
         if cancelling is not mine:
             cancelling.join(intent)
-            return cancelling
-        if not mine.finished_before:
+        if not cancelling.finished_before:
+            # Also by whoever comes second: the first may have been held up just here.
             self.cancelled = True
             # Flags first, all the way down: nothing may pass while the interruptions are on their way.
             calls = list(self.calls.values())
             for call in calls:
-                call.canceller = call.canceller or mine
+                call.canceller = call.canceller or cancelling
                 call.cancelled = True
-            mine.struck(calls, [child.strike(child.intent_of(intent)) for child in list(self.children.values())])
+            for child in list(self.children.values()):
+                if not child.cancelled:
+                    cancelling.struck_child(child._strike(child.intent_of(intent)))
+            cancelling.struck(calls)
+        return cancelling
+
+    def _call_back_all(self) -> None:
+        for child in list(self.children.values()):
+            child._call_back_all()
+        if self.cancelled:
             self._call_back()
-        return mine
 
     def intent_of(self, above: Intent) -> Intent:
         """The intent that follows for this run from that of the run around it."""
@@ -238,7 +255,10 @@ class BaseRun:
             self.end()
 
     def enter(self) -> None:
-        """The scope is open from here on, in this context; its deadline runs."""
+        """The scope is open from here on, in this context; its deadline runs. Raises `UsageError` the second time."""
+        if self._entered or self.ended:
+            raise UsageError(f"Run {self.name!r} was entered before. Open a run for each `with` block.")
+        self._entered = True
         if self.parent is not None:
             self.parent.children[id(self)] = self
             if self.parent.cancelled:
@@ -246,7 +266,8 @@ class BaseRun:
                 self.request_cancel(self.intent(reason=above and above.intent.reason, cause=Cause.PARENT))
         if self.timeout is not None:
             self._timer = timers.at(self.opened + self.timeout, self._expire)
-        self._token = current_run.set(self)
+        self._outer = current_run.get()
+        current_run.set(self)
 
     def _expire(self) -> None:
         self.cancel_soon(reason=f"its {self.timeout:g} s are over", cause=Cause.DEADLINE)
@@ -255,13 +276,22 @@ class BaseRun:
         """The scope ends. Returns the calls that are still open in it: streams that were left early."""
         if self._timer is not None:
             self._timer.stop()
-        if self._token is not None:
-            token, self._token = self._token, None
-            try:
-                current_run.reset(token)
-            except ValueError:  # entered in another context, as an async generator may be
-                current_run.set(self.parent)
+        if current_run.get() is self:  # scopes of suspended generators may end in another order than they began
+            outer, self._outer = self._outer, None
+            while outer is not None and outer.ended:
+                outer = outer._outer or outer.parent
+            current_run.set(outer)
         return list(self.calls.values())
+
+    def nearest(self) -> Optional[BaseRun]:
+        """The scope that what is started in this one's context belongs to: this one, or around it, if it has ended.
+
+        One that was cancelled counts though it has ended: nothing is started under it any more (I15).
+        """
+        run: Optional[BaseRun] = self
+        while run is not None and run.ended and not run.cancelled:
+            run = run.parent
+        return run
 
     def end(self) -> None:
         """Nothing more belongs to the run."""
