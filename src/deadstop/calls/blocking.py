@@ -8,6 +8,7 @@ blocked read or write within a millisecond, where every `close()` leaves it bloc
 from __future__ import annotations
 
 import _thread
+import contextlib
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -88,7 +89,7 @@ class _Stream(Owned):
             raise Interruption(call)
 
     def close(self) -> None:
-        self.closing()
+        self.hang_up()
         self._inner.close()
 
     def start_tls(self, ssl_context: Any, server_hostname: Optional[str] = None, timeout: Any = None) -> _Stream:
@@ -267,6 +268,7 @@ def _send(call: Call, request: Any, send: Callable[[Any], Any], transport: Any) 
             raise
         call.waker = None
         call.headers_read(response.status_code)
+        call.body_closed = False
         response.stream = _body(call, response.stream, pools)
         return response
 
@@ -326,10 +328,10 @@ class _Body:
             yield chunk
 
     def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
         call = self._call
+        if self._closed or self._hung_up():
+            return
+        self._closed = call.body_closed = True
         stream, call.socket, call.closer = call.socket, None, None
         if stream is not None:
             # Before the connection goes back to the pool, where another call may take it at once (I9).
@@ -339,6 +341,14 @@ class _Body:
         finally:
             if call.handed_over:
                 call.leave()
+
+    def _hung_up(self) -> bool:
+        """Whether another thread is reading: then it is woken, and closes by itself. A plain `close()` leaves it stuck."""
+        call = self._call
+        if call.thread == threading.get_ident() or not call.gate.locked():
+            return False
+        stream = call.socket
+        return stream is not None and bool(stream.interrupt(call))
 
     def _close_idle(self) -> bool:
         """Close, unless a thread is reading: that one is being interrupted, and closes by itself."""
@@ -354,7 +364,8 @@ class _Body:
             call.gate.release()
         # This very thread may hold a pool's lock (a signal handler, a destructor), and httpcore 1.0's is not
         # reentrant. `_thread`, because starting a `threading.Thread` takes locks of its own.
-        _thread.start_new_thread(self._close_later, ())
+        with contextlib.suppress(RuntimeError):  # the interpreter is shutting down, and its sockets with it
+            _thread.start_new_thread(self._close_later, ())
         return True
 
     def _close_later(self) -> None:

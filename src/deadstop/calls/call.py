@@ -79,6 +79,7 @@ class Call:
         "_attempt",
         "_opaque",
         "answer_within",
+        "body_closed",
         "cancelled",
         "canceller",
         "characters",
@@ -139,6 +140,7 @@ class Call:
         self.sent = False  # the first byte of a request may have left
         self.completed = False  # the whole answer was read
         self.finished = False  # the value is on its way to the caller: too late for the fence
+        self.body_closed = False  # the response it got last was closed
         self.shown = False  # the HTTP response was taken out of the stream
         self.handed_over = False  # the SDK gave its caller a stream that is still being read
         self.multiplexed = False  # HTTP/2: the socket carries other calls too

@@ -276,6 +276,7 @@ async def _send(call: Call, request: Any, send: Callable[[Any], Awaitable[Any]],
                 raise Interruption(call) from None
             raise
         call.headers_read(response.status_code)
+        call.body_closed = False
         response.stream = _body(call, response.stream, pools)
         return response
 
@@ -351,8 +352,8 @@ class _Body:
     async def aclose(self) -> None:
         if self._closed:
             return
-        self._closed = True
         call = self._call
+        self._closed = call.body_closed = True
         stream, call.socket, call.closer = call.socket, None, None
         if stream is not None:
             # Before the connection goes back to the pool, where another call may take it at once (I9).

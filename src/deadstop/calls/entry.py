@@ -31,6 +31,7 @@ def run_blocking(call: Call, send: Callable[..., Any], args: Any, kwargs: Any) -
         call.check()
         result = send(*args, **kwargs)
     except BaseException as error:
+        call.close_idle()  # a response that nobody will ever get
         call.leave()
         if call.cancelled and isinstance(error, (Interruption, Exception)):
             raise call.stopped() from _reason(error)
@@ -53,6 +54,7 @@ async def run_concurrent(call: Call, send: Callable[..., Awaitable[Any]], args: 
     except BaseException as error:
         if result is not None:  # the cancel came between the answer and its delivery
             await _close(result)
+        call.close_idle()  # a response that nobody will ever get
         call.leave()
         if call.cancelled and isinstance(error, (Interruption, Exception)):
             raise call.stopped() from _reason(error)

@@ -163,7 +163,7 @@ def hand_over(call: Call, result: Any) -> Any:
         if response is not result:
             setattr(result, _CALL, call)
             recast(result, _with_fenced_parse)
-    if response.is_closed:
+    if response.is_closed or call.body_closed:
         call.leave()
     return result
 

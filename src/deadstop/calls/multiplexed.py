@@ -307,7 +307,7 @@ def _guarded(cls: Any) -> type:
         def deadstop_opened(self) -> None:
             """This thread opens no stream, or does not any more."""
             if self.__dict__.get("_deadstop_opener") == threading.get_ident():
-                self._deadstop_opener = None
+                self.__dict__["_deadstop_opener"] = None
                 self._deadstop_lock.release()
 
     for name in _OPERATIONS:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any, Optional
 
 from deadstop.calls import connect
@@ -35,14 +33,20 @@ class SharedSocket:
     def read(self, call: Optional[Call], max_bytes: int, timeout: Optional[float]) -> bytes:
         """As the package's own stream. Raises `Interruption` when `call` is cancelled, `Overdue` when its time is up.
 
-        What was read then stays with the connection: it may be others'.
+        In neither case was anything read: it may have been others'.
         """
         deadline = _deadline(timeout)
         while True:
             if call is not None:
                 call.check()
-            with self._non_blocking(self._core.ReadError) as sock:
-                return sock.recv(max_bytes)
+            try:
+                with self._alone:
+                    self._sock.settimeout(0.0)
+                    return self._sock.recv(max_bytes)
+            except _NOT_NOW:
+                pass
+            except OSError as error:
+                raise self._core.ReadError(error) from error
             left = _left(deadline)
             if not connect.wait(call, self._sock, left if call is None else call.timeout(left)):
                 if call is not None and call.read_deadline is not None and time.monotonic() >= call.read_deadline:
@@ -50,25 +54,21 @@ class SharedSocket:
                 raise self._core.ReadTimeout("timed out")
 
     def write(self, buffer: bytes, timeout: Optional[float]) -> None:
-        """As the package's own stream: all of it, or none of the connection's calls can go on."""
+        """As the package's own stream. Not interrupted: a part of it would be the end of the connection for all."""
         deadline = _deadline(timeout)
         rest = memoryview(buffer)
         while rest:
-            with self._non_blocking(self._core.WriteError) as sock:
-                rest = rest[sock.send(rest) :]
+            try:
+                with self._alone:
+                    self._sock.settimeout(0.0)
+                    rest = rest[self._sock.send(rest) :]
                 continue
+            except _NOT_NOW:
+                pass
+            except OSError as error:
+                raise self._core.WriteError(error) from error
             if not connect.wait(None, self._sock, _left(deadline), write=True):
                 raise self._core.WriteTimeout("timed out")
-
-    @contextlib.contextmanager
-    def _non_blocking(self, failure: Any) -> Iterator[socket.socket]:
-        try:
-            with self._alone:
-                self._sock.settimeout(0.0)
-                with contextlib.suppress(*_NOT_NOW):
-                    yield self._sock
-        except OSError as error:
-            raise failure(error) from error
 
 
 def _deadline(timeout: Optional[float]) -> Optional[float]:

@@ -28,6 +28,7 @@ class Owned:
         self._owner: Optional[Call] = None
         self._closed = False
         self._dead = False
+        self._pid = os.getpid()  # a forked child has the socket too, and must not shut it down
         self._multiplexed: Optional[bool] = None  # HTTP/2; known from the first write on
 
     def take(self, call: Optional[Call]) -> None:
@@ -62,7 +63,7 @@ class Owned:
         if not self._lock.acquire(blocking=False):
             return False
         try:
-            if self._owner is not call or self._closed or self._multiplexed:
+            if self._owner is not call or self._closed or self._multiplexed or self._pid != os.getpid():
                 return False
             self._dead = True
             return shut_down(self._inner.get_extra_info("socket"))
@@ -73,6 +74,13 @@ class Owned:
         """The socket was wrapped anew (TLS): interrupt that one from now on."""
         with self._lock:
             self._inner = inner
+
+    def hang_up(self) -> None:
+        """The stream is about to be closed; whoever is blocked on it, in another thread, comes free first."""
+        with self._lock:
+            if self._owner is not None and not self._closed and not self._multiplexed and self._pid == os.getpid():
+                shut_down(self._inner.get_extra_info("socket"))
+            self._closed = True
 
     def closing(self) -> None:
         """The stream is about to be closed: its descriptor must not be touched any more."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Callable, TypeVar, cast
 
 import openai
@@ -67,10 +68,26 @@ def _sharing(copy: F, adopt: Callable[[Any], Any]) -> F:
     return cast(F, shared)
 
 
+def _prepared(init: F) -> F:
+    """A constructor that imports the machinery first; with the SDK's own signature.
+
+    Not later: a signal handler that looks for runs must not come upon a half of it.
+    """
+
+    @functools.wraps(init)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        for name in ("calls.blocking", "calls.entry", "runs.blocking", "runs.concurrent", "runs.registry"):
+            import_module(f"deadstop.{name}")
+        init(self, *args, **kwargs)
+
+    return cast(F, __init__)
+
+
 @hook_resources
 class OpenAI(_Sync, openai.OpenAI, metaclass=_Likeness):
     """`openai.OpenAI` whose calls can be cancelled at any moment: same constructor, same behaviour, and `runs`."""
 
+    __init__ = _prepared(openai.OpenAI.__init__)
     copy = _sharing(openai.OpenAI.copy, adopt_sync)
     with_options = copy
 
@@ -79,6 +96,7 @@ class OpenAI(_Sync, openai.OpenAI, metaclass=_Likeness):
 class AsyncOpenAI(_Async, openai.AsyncOpenAI, metaclass=_Likeness):
     """`openai.AsyncOpenAI` whose calls can be cancelled at any moment, from any thread, on asyncio and trio."""
 
+    __init__ = _prepared(openai.AsyncOpenAI.__init__)
     copy = _sharing(openai.AsyncOpenAI.copy, adopt_async)
     with_options = copy
 
@@ -87,6 +105,7 @@ class AsyncOpenAI(_Async, openai.AsyncOpenAI, metaclass=_Likeness):
 class AzureOpenAI(openai.AzureOpenAI, OpenAI):
     """`openai.AzureOpenAI` with `runs`; see `OpenAI`."""
 
+    __init__ = _prepared(openai.AzureOpenAI.__init__)
     copy = _sharing(openai.AzureOpenAI.copy, adopt_sync)
     with_options = copy
 
@@ -95,6 +114,7 @@ class AzureOpenAI(openai.AzureOpenAI, OpenAI):
 class AsyncAzureOpenAI(openai.AsyncAzureOpenAI, AsyncOpenAI):
     """`openai.AsyncAzureOpenAI` with `runs`; see `AsyncOpenAI`."""
 
+    __init__ = _prepared(openai.AsyncAzureOpenAI.__init__)
     copy = _sharing(openai.AsyncAzureOpenAI.copy, adopt_async)
     with_options = copy
 

@@ -52,7 +52,8 @@ class Run(BaseRun):
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
         for call in self.leave():
-            call.close_idle()
+            if call.handed_over:  # a stream that was left open; what is still under way in another thread goes on
+                call.close_idle()
         self.end()
 
 
@@ -190,8 +191,8 @@ def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
 def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
     while not cancelling.done.is_set() and asked.level is Level.CONFIRMED and not stuck(cancelling):
         left = next_wait(cancelling, asked)
-        if not cancelling.done.wait(left):
-            overdue(cancelling, asked)
+        if not cancelling.done.wait(left) and overdue(cancelling, asked):
+            break
     receipt = answer(cancelling, asked)
     if receipt.outcome is Outcome.UNCONFIRMED and asked.on_timeout == "raise":
         raise RunCancellationTimeoutError(receipt=receipt)

@@ -59,7 +59,7 @@ class AsyncRun(BaseRun):
         left = self.leave()
         try:
             with anyio.move_on_after(CLOSING, shield=True):
-                closing = [call for call in left if call.close_idle()]
+                closing = [call for call in left if call.handed_over and call.close_idle()]
                 for call in closing:
                     await call.left.wait_async()
         finally:
@@ -201,8 +201,8 @@ async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
 async def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
     while not cancelling.done.is_set() and asked.level is Level.CONFIRMED and not stuck(cancelling):
         left = next_wait(cancelling, asked)
-        if not await cancelling.done.wait_async(left):
-            overdue(cancelling, asked)
+        if not await cancelling.done.wait_async(left) and overdue(cancelling, asked):
+            break
     receipt = answer(cancelling, asked)
     if receipt.outcome is Outcome.UNCONFIRMED and asked.on_timeout == "raise":
         raise RunCancellationTimeoutError(receipt=receipt)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
+import os
 import threading
 import time
 from typing import Callable
 
 __all__ = ["at"]
+
+log = logging.getLogger("deadstop")
 
 _lock = threading.Condition()
 _heap: list[_Timer] = []
@@ -66,4 +70,17 @@ def _run() -> None:
                 _running = False
                 return
             timer = heapq.heappop(_heap)
-        timer.fire()
+        try:
+            timer.fire()
+        except BaseException:  # a callback of the user's that means to leave, in a thread that is not theirs
+            log.exception("A deadline's cancel failed; the other deadlines stand.")
+
+
+def _forked() -> None:
+    global _lock, _running
+    _lock, _running = threading.Condition(), False  # the thread is the parent's, and so are its deadlines
+    _heap.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

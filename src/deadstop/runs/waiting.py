@@ -79,13 +79,14 @@ def next_wait(cancelling: Cancelling, asked: Terms) -> float:
     return max(until - now, 0.0)
 
 
-def overdue(cancelling: Cancelling, asked: Terms) -> None:
-    """A wait was in vain: interrupt again when the grace is spent, give up at the deadline."""
+def overdue(cancelling: Cancelling, asked: Terms) -> bool:
+    """A wait was in vain: interrupt again when the grace is spent, give up at the deadline. Whether it is over."""
     now = time.monotonic()
     if now >= asked.deadline:
         cancelling.deadline_passed()
     elif now >= asked.grace:
         cancelling.grace_spent()
+    return now >= asked.deadline
 
 
 def stuck(cancelling: Cancelling) -> bool:
