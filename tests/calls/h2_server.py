@@ -1,8 +1,8 @@
 """A chat completion server over HTTP/2, that records what becomes of each stream.
 
 What it does is said by the request's model: `m` answers, `endless` goes on until `finish()`, `silent` reads the
-request and says nothing, `stalls` falls silent after three tokens. `greedy=False` never gives back the window that a body has used up, so that a body larger
-than 65,535 bytes gets stuck.
+request and says nothing, `stalls` falls silent after three tokens. `greedy=False` never gives back the window that a
+body has used up, so that a body larger than 65,535 bytes gets stuck.
 """
 
 from __future__ import annotations

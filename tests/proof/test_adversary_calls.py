@@ -54,8 +54,7 @@ def child(program: str, *, seconds: float = 20) -> str:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", source],
         env={**os.environ, "PYTHONPATH": path},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         timeout=seconds,
         check=False,
     )

@@ -343,7 +343,7 @@ class _Body:
                 call.leave()
 
     def _hung_up(self) -> bool:
-        """Whether another thread is reading: then it is woken, and closes by itself. A plain `close()` leaves it stuck."""
+        """Whether another thread is reading: then it is woken, and closes by itself. A plain close leaves it stuck."""
         call = self._call
         if call.thread == threading.get_ident() or not call.gate.locked():
             return False

@@ -285,7 +285,8 @@ def _guarded(cls: Any) -> type:
     class State(cls):  # type: ignore[misc]
         @property
         def _deadstop_lock(self) -> Any:
-            return self.__dict__.get("_deadstop_rlock") or self.__dict__.setdefault("_deadstop_rlock", threading.RLock())
+            own = self.__dict__
+            return own.get("_deadstop_rlock") or own.setdefault("_deadstop_rlock", threading.RLock())
 
         def get_next_available_stream_id(self) -> Any:
             self._deadstop_lock.acquire()
