@@ -116,7 +116,7 @@ def test_a_blocked_reader_whose_stream_is_closed_by_somebody_else(server: FakeOp
     assert reading.wait(PATIENCE)
     run = client.runs.get("r")
     until(blocked(next(iter(run.calls.values()))), "the blocked read")
-    (held["stream"] if what == "the stream" else client).close()
+    (held["stream"].response if what == "the stream" else client).close()
     receipt = client.runs.cancel("r", timeout=3, policy=deadstop.CancelPolicy(on_timeout="return"))
     assert receipt.outcome != "unconfirmed", str(receipt)
     until(lambda: pending.done, "the reader's release, though the receipt says " + str(receipt.outcome))
