@@ -338,6 +338,7 @@ class _Body:
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 await self.aclose()
+            await _reclaim(self._pools, call)
             if call.cancelled and isinstance(error, Exception):
                 raise Interruption(call) from None
             raise

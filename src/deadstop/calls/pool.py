@@ -159,7 +159,12 @@ def reclaim(pool: Any, call: Call) -> Optional[Callable[[], Any]]:
             connection
             for connection in pool._connections
             if id(connection) not in wanted
-            and (_never_opened(connection) or _never_used(connection) or _held_by(connection, entries))
+            and (
+                _never_opened(connection)
+                or _never_used(connection)
+                or _orphaned(connection)
+                or _held_by(connection, entries)
+            )
         ]
         if not lost and not entries:
             return None
@@ -181,6 +186,14 @@ def _never_used(connection: Any) -> bool:
     inner = getattr(connection, "_connection", None)
     name = getattr(getattr(inner, "_state", None), "name", "")
     return name == "NEW" and getattr(inner, "_request_count", None) == 0
+
+
+def _orphaned(connection: Any) -> bool:
+    """Whether it is busy with a request that the pool has forgotten: a second cancel during a clean-up."""
+    inner = getattr(connection, "_connection", None)
+    inner = getattr(inner, "_connection", inner)  # through a forwarding proxy
+    busy = getattr(getattr(inner, "_state", None), "name", "") == "ACTIVE"
+    return busy and getattr(inner, "_h2_state", None) is None
 
 
 def _held_by(connection: Any, entries: list[Any]) -> bool:

@@ -1,0 +1,211 @@
+"""Cancel at every point: one clean run to count the points, then one run for each, with the cancel exactly there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, Callable
+
+import pytest
+from worlds import CHAT, until
+
+import deadstop
+from deadstop import RunCancelledError
+from deadstop.testing import FakeOpenAI
+
+NEVER = 1 << 40
+PLACES = tuple(f"{os.sep}{name}" for name in ("deadstop", "httpcore", "httpx", "h11", f"openai{os.sep}_"))
+SHAPES = ("plain in a scope", "stream in a scope", "stream")
+STEP = 197
+"""Every so many lines a cancel, for threads: all of them take minutes. A prime, so that no loop is in step with it."""
+
+
+@pytest.fixture
+def server() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI(rate=0, tokens=3) as one:
+        yield one
+
+
+def nothing_left(client: Any) -> bool:
+    pool = client._client._transport._pool
+    idle = all(each.is_idle() or each.is_closed() for each in pool._connections)
+    return client.runs.list() == [] and pool._requests == [] and idle
+
+
+class Lines:
+    """Calls `fire` at the n-th line that this thread runs in the SDK, its transports and our own code."""
+
+    def __init__(self, at: int, fire: Callable[[], Any]) -> None:
+        self.count, self._at, self._fire = 0, at, fire
+        self.fired_in = ""
+
+    def __enter__(self) -> Lines:
+        self._before = sys.gettrace()
+        sys.settrace(self._enter)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _enter(self, frame: Any, _event: str, _arg: Any) -> Any:
+        name = frame.f_code.co_filename
+        ours = any(place in name for place in PLACES) and "testing" not in name and "tests" not in name
+        return self._line if ours else None
+
+    def _line(self, frame: Any, event: str, _arg: Any) -> Any:
+        if event == "line":
+            self.count += 1
+            if self.count == self._at:
+                self.fired_in = f"{frame.f_code.co_filename}:{frame.f_lineno}"
+                sys.settrace(None)
+                self._fire()
+        return self._line if self.count < self._at else None
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="somebody else is tracing")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_at_every_line_of_a_threads_call(server: FakeOpenAI, shape: str) -> None:
+    """A cancel at any line, as from a signal handler: confirmed, nothing left, nothing sent twice."""
+    client = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=2)
+
+    def call(at: int, cancelled: list[Any]) -> Lines:
+        def fire() -> None:
+            for run in client.runs.list():
+                run.cancel_soon(reason="here")
+                cancelled.append(run)
+
+        def consume() -> None:
+            reply: Any = client.chat.completions.create(**{**CHAT, "model": f"m{at}"}, stream=shape != SHAPES[0])
+            for _ in reply:
+                pass
+
+        with Lines(at, fire) as lines:
+            if shape.endswith("scope"):
+                with client.runs.open("r"):
+                    consume()
+            else:
+                consume()
+        return lines
+
+    call(NEVER, [])
+    last = call(NEVER, []).count
+    assert last > 1000
+    for at in range(1, last, STEP):
+        cancelled: list[Any] = []
+        with contextlib.suppress(RunCancelledError):
+            call(at, cancelled)
+        for run in cancelled:
+            receipt = run.cancel(timeout=2)
+            assert receipt.outcome in ("cancelled", "finished_first"), f"line {at}: {receipt}"
+        until(lambda: nothing_left(client), f"the end, after a cancel at line {at}")
+    for at in range(1, last, STEP):
+        assert sum(each.model == f"m{at}" for each in server.requests) <= 1, f"line {at}: sent again"
+    client.close()
+    server.wait_for(lambda _: server.open_connections == 0)
+
+
+class Steps:
+    """Awaits `work`, and calls `fire` when it has suspended for the n-th time (and `again` one step later)."""
+
+    def __init__(self, work: Any, at: int, fire: Callable[[], Any], again: Callable[[], Any]) -> None:
+        self.count, self._work, self._at, self._fire, self._again = 0, work, at, fire, again
+
+    def __await__(self) -> Any:
+        inner, value = self._work.__await__(), None
+        error: BaseException | None = None
+        while True:
+            try:
+                suspended = inner.send(value) if error is None else inner.throw(error)
+            except StopIteration as end:
+                return end.value
+            self.count += 1
+            if self.count == self._at:
+                self._fire()
+            elif self.count == self._at + 1:
+                self._again()
+            try:
+                value, error = (yield suspended), None
+            except BaseException as thrown:
+                error = thrown
+
+
+@pytest.mark.parametrize("how", ["ours", "ours and the task's", "the task's, then ours", "the task's, twice"])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_at_every_suspension_of_a_tasks_call(server: FakeOpenAI, shape: str, how: str) -> None:
+    """The same for a task, at each point where it waits; with a native cancel before, after or twice."""
+
+    async def one(client: Any, at: int) -> int:
+        async def consume() -> None:
+            reply = await client.chat.completions.create(**{**CHAT, "model": f"m{at}"}, stream=shape != SHAPES[0])
+            if shape != SHAPES[0]:
+                async for _ in reply:
+                    pass
+
+        async def program() -> None:
+            if shape.endswith("scope"):
+                async with client.runs.open("r"):
+                    await consume()
+            else:
+                await consume()
+
+        def ours() -> None:
+            for run in client.runs.list():
+                cancelled.append(run)
+                run.cancel_soon(reason="here")
+
+        def natively() -> None:
+            task.cancel()
+
+        def both() -> None:
+            ours()
+            natively()
+
+        cancelled: list[Any] = []
+        fire, again = {
+            "ours": (ours, ours),
+            "ours and the task's": (both, lambda: None),
+            "the task's, then ours": (natively, ours),
+            "the task's, twice": (natively, natively),
+        }[how]
+        steps = Steps(program(), at, fire, again)
+
+        async def main() -> None:
+            await steps
+
+        task = asyncio.ensure_future(main())
+        await asyncio.wait([task], timeout=10)
+        assert task.done(), f"step {at}: it hangs"
+        if not task.cancelled() and task.exception() is not None:
+            assert isinstance(task.exception(), RunCancelledError), f"step {at}: {task.exception()!r}"
+        for run in cancelled:
+            receipt = await run.cancel(timeout=2)
+            assert receipt.outcome in ("cancelled", "finished_first"), f"step {at}: {receipt}"
+        deadline = time.monotonic() + 5
+        while not (nothing_left(client) and len(asyncio.all_tasks()) == 1):
+            pool = client._client._transport._pool
+            left = (client.runs.list(), pool._requests, pool._connections, asyncio.all_tasks())
+            assert time.monotonic() < deadline, f"step {at}: {left}"
+            await asyncio.sleep(0)
+        return steps.count
+
+    async def every() -> None:
+        for reused in (False, True):
+            client = deadstop.AsyncOpenAI(api_key="k", base_url=server.base_url, max_retries=2)
+            if reused:
+                await one(client, NEVER)
+            last = await one(client, NEVER - 1 - reused)
+            for at in range(1, last + 2):
+                if not reused:
+                    await client.close()
+                    client = deadstop.AsyncOpenAI(api_key="k", base_url=server.base_url, max_retries=2)
+                server.reset()
+                await one(client, at)
+                assert sum(each.model == f"m{at}" for each in server.requests) <= 1, f"step {at}: sent again"
+            await client.close()
+
+    asyncio.run(every())
+    server.wait_for(lambda _: server.open_connections == 0)
