@@ -207,14 +207,23 @@ def test_a_remote_run_is_confirmed_by_a_status_that_was_read() -> None:
     assert effects == (Answer(Outcome.SENT, Level.SENT),)
     c, effects = step(c, Replied(1.1, 1, 200, RunStatus.CANCELLING, "cancelling"))
     assert c.outcome is Outcome.ACCEPTED
-    assert effects == (Answer(Outcome.ACCEPTED, Level.ACCEPTED), StartTimer(0.25, 1))
+    assert effects == (Answer(Outcome.ACCEPTED, Level.ACCEPTED), StartTimer(pytest.approx(0.11), 1))
     c, effects = step(c, TimerFired(1.35, 1))
     assert (c.state, effects) == (State.VERIFYING, (ReadStatus(1),))
     c, effects = step(c, StatusRead(1.4, RunStatus.CANCELLING, "cancelling", 1))
-    assert (c.state, effects) == (State.ACCEPTED, (StartTimer(0.25, 2),))
+    assert (c.state, effects) == (State.ACCEPTED, (StartTimer(pytest.approx(0.14), 2),))
     c, effects = step(c, StatusRead(1.5, RunStatus.CANCELLED, "cancelled"))
     assert (c.state, c.status) == (State.CONFIRMED, "cancelled")
     assert effects == (Settle(Outcome.CANCELLED, Evidence.STATUS),)
+
+
+def test_polling_is_quick_at_first_then_slower_and_never_slower_than_the_policy() -> None:
+    """The wait before a status read is a tenth of the time so far, from 20 ms up to the policy's `poll`."""
+    waits = []
+    for at in (0.0, 1.0, 2.0, 60.0):
+        _, effects = told("remote", CANCEL, Recorded(0.0), Replied(at, 1, 200, RunStatus.CANCELLING))
+        waits += [each.delay for each in effects if isinstance(each, StartTimer)]
+    assert waits == pytest.approx([0.02, 0.1, 0.2, 0.25])
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -10,8 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deadstop.core.model import Level
-from deadstop.core.policy import KIND_DEFAULTS, Backoff, CancelPolicy, policy_from
+from deadstop.core.policy import Backoff, CancelPolicy
+from deadstop.core.policy import policy_from as any_policy_from
 from deadstop.errors import UsageError
+
+KINDS = {
+    "response": {},
+    "batch": {"timeout": 660.0, "attempt_timeout": 10.0, "grace": 60.0, "poll": 5.0},
+}
+policy_from = functools.partial(any_policy_from, kinds=KINDS)
 
 backoffs = st.builds(
     lambda initial, more, multiplier, jitter: Backoff(initial, initial + more, multiplier, jitter),
@@ -61,8 +69,8 @@ def test_a_retry_after_that_is_no_number_is_ignored() -> None:
         ({"grace": -0.1}, "negative"),
         ({"drain": None}, "give a number"),
         ({"wait": "done"}, "give one of 'sent', 'accepted' and 'confirmed'."),
-        ({"on_timeout": "ignore"}, "give 'raise' or 'return'."),
-        ({"on_timeout": []}, "give 'raise' or 'return'."),
+        ({"on_timeout": "ignore"}, "give one of 'raise', 'return', 'detach' and 'reset'."),
+        ({"on_timeout": []}, "give one of 'raise', 'return', 'detach' and 'reset'."),
         ({"backoff": 2}, "give a Backoff"),
         ({"patience": 2}, "the settings are timeout, attempt_timeout, backoff,"),
     ],
@@ -98,7 +106,7 @@ def test_words_and_whole_numbers_are_welcome() -> None:
     assert policy.replace(poll=1).poll == 1.0
 
 
-@pytest.mark.parametrize("kind", KIND_DEFAULTS)
+@pytest.mark.parametrize("kind", ["call", *KINDS])
 def test_the_defaults_of_every_kind_are_a_policy(kind: str) -> None:
     """No kind's defaults are refused, and an attempt never outlasts the whole."""
     policy = policy_from({}, kind=kind)
@@ -111,7 +119,7 @@ def test_code_wins_over_environment_over_file_over_defaults() -> None:
     file = {"timeout": 1, "kinds": {"batch": {"timeout": 2}}}
     env = {"DEADSTOP_TIMEOUT": "3"}
     own = {**env, "DEADSTOP_BATCH_TIMEOUT": "4"}
-    assert policy_from({}, kind="batch").timeout == KIND_DEFAULTS["batch"]["timeout"]
+    assert policy_from({}, kind="batch").timeout == KINDS["batch"]["timeout"]
     assert policy_from({}, {"timeout": 1}, kind="batch").timeout == 1
     assert policy_from({}, file, kind="batch").timeout == 2
     assert policy_from({}, file, kind="response").timeout == 1

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, cast
 
 from deadstop.core.model import Level
 from deadstop.errors import UsageError
 
-OnTimeout = Literal["raise", "return"]
+OnTimeout = Literal["raise", "return", "detach", "reset"]
 
 
 @dataclass(frozen=True)
@@ -65,9 +65,14 @@ class CancelPolicy:
     - ``attempt_timeout``: one request of it.
     - ``backoff``: the waits between attempts.
     - ``grace``: how long the gentle way gets before the socket is closed and the wait abandoned.
-    - ``poll``: the time between two status reads.
+    - ``poll``: the longest time between two status reads; the first ones follow each other faster.
     - ``wait``: the level that answers the caller: ``sent``, ``accepted`` or ``confirmed``.
-    - ``on_timeout``: ``raise`` RunCancellationTimeoutError, or ``return`` an ``unconfirmed`` receipt.
+    - ``on_timeout``: ``raise`` RunCancellationTimeoutError; ``return`` an ``unconfirmed`` receipt; ``detach``: return
+      the receipt as it stands as soon as ``grace`` is spent, while the cancel goes on; ``reset``: replace the client's
+      connection pools (as ``runs.reset()`` does), then raise.
+    - ``give_up``: how long the cancel of a remote run goes on in the background after its timeout. 0: not at all.
+    - ``recheck``: how long after a remote run was read as cancelled its status is read once more, since some have come
+      back to life. 0: not at all.
     - ``drain``: how long a cancelled stream may be read on, unseen, to learn its true usage. 0: not at all.
 
     Raises UsageError for a value it can't keep its promise with.
@@ -80,6 +85,8 @@ class CancelPolicy:
     poll: float = 0.25
     wait: Level = Level.CONFIRMED
     on_timeout: OnTimeout = "raise"
+    give_up: float = 600.0
+    recheck: float = 5.0
     drain: float = 0.0
 
     def __post_init__(self) -> None:
@@ -92,20 +99,7 @@ class CancelPolicy:
         return cast(CancelPolicy, _replace(self, changes))
 
 
-# Batches may stay "cancelling" for up to ten minutes (OpenAI's Batch API reference); a vector store's file
-# batch stops "as soon as possible"; a thread run passes through "cancelling" while its current step ends.
-KIND_DEFAULTS: Mapping[str, Mapping[str, float]] = {
-    "call": {},
-    "response": {},
-    "thread_run": {"timeout": 30.0, "poll": 0.5},
-    "batch": {"timeout": 660.0, "attempt_timeout": 10.0, "grace": 60.0, "poll": 5.0},
-    "fine_tuning_job": {"timeout": 60.0, "attempt_timeout": 10.0, "grace": 10.0, "poll": 1.0},
-    "vector_store_file_batch": {"timeout": 120.0, "attempt_timeout": 10.0, "grace": 10.0, "poll": 1.0},
-    "eval_run": {"timeout": 60.0, "attempt_timeout": 10.0, "grace": 10.0, "poll": 1.0},
-    "upload": {},
-    "chatkit_session": {},
-    "realtime_response": {"poll": 0.05},
-}
+_NO_KINDS: Mapping[str, Mapping[str, Any]] = {}
 
 
 def policy_from(
@@ -113,9 +107,12 @@ def policy_from(
     file_data: Mapping[str, Any] | None = None,
     *,
     kind: str | None = None,
+    kinds: Mapping[str, Mapping[str, Any]] = _NO_KINDS,
     **explicit: Any,
 ) -> CancelPolicy:
     """The policy in force: explicit arguments over ``env`` over ``file_data`` over the defaults of ``kind``.
+
+    ``kinds`` has the defaults of every kind of remote run; ``call``, an in-flight call, has none of its own.
 
     ``env`` may hold ``DEADSTOP_TIMEOUT``, ``DEADSTOP_GRACE``, ``DEADSTOP_BACKOFF_INITIAL``, ...; for one kind
     ``DEADSTOP_BATCH_TIMEOUT``, ... An empty value counts as absent. ``file_data`` has the fields of
@@ -125,11 +122,12 @@ def policy_from(
 
     Raises UsageError, naming the setting and where it came from.
     """
-    if kind is not None and kind not in KIND_DEFAULTS:
-        raise _no_kind(kind)
-    settings: dict[str, Any] = dict(KIND_DEFAULTS.get(kind or "", {}))
+    known = {"call": {}, **kinds}
+    if kind is not None and kind not in known:
+        raise _no_kind(kind, known)
+    settings: dict[str, Any] = dict(known.get(kind or "", {}))
     backoff: dict[str, Any] = {}
-    for source, name, value in (*_from_file(file_data or {}, kind), *_from_env(env, kind)):
+    for source, name, value in (*_from_file(file_data or {}, kind, known), *_from_env(env, kind)):
         table, _, key = name.rpartition(".")
         checked = _number(name, value, source) if table else _setting(name, value, source)
         (backoff if table else settings)[key] = checked
@@ -150,11 +148,11 @@ def _from_env(env: Mapping[str, str], kind: str | None) -> _Settings:
                 yield variable, name, env[variable].strip()
 
 
-def _from_file(data: Mapping[str, Any], kind: str | None) -> _Settings:
+def _from_file(data: Mapping[str, Any], kind: str | None, known: Iterable[str]) -> _Settings:
     kinds = _table("kinds", data.get("kinds", {}))
     for name in kinds:
-        if name not in KIND_DEFAULTS:
-            raise _no_kind(name)
+        if name not in known:
+            raise _no_kind(name, known)
     yield from _from_table("", {name: value for name, value in data.items() if name != "kinds"})
     for name in kinds:
         if name == kind:
@@ -180,7 +178,7 @@ def _table(name: str, value: Any) -> Mapping[str, Any]:
 
 _SECONDS_ABOVE_ZERO = ("timeout", "attempt_timeout", "poll", "backoff.initial", "backoff.maximum")
 _NAMES = (
-    *("timeout", "attempt_timeout", "grace", "poll", "wait", "on_timeout", "drain"),
+    *("timeout", "attempt_timeout", "grace", "poll", "wait", "on_timeout", "give_up", "recheck", "drain"),
     *("backoff.initial", "backoff.maximum", "backoff.multiplier", "backoff.jitter"),
 )
 
@@ -194,8 +192,8 @@ def _setting(name: str, value: Any, source: str | None = None) -> Any:
         except ValueError:
             raise UsageError(f"{said}: give one of 'sent', 'accepted' and 'confirmed'.") from None
     if name == "on_timeout":
-        if value not in ("raise", "return"):
-            raise UsageError(f"{said}: give 'raise' or 'return'.")
+        if value not in ("raise", "return", "detach", "reset"):
+            raise UsageError(f"{said}: give one of 'raise', 'return', 'detach' and 'reset'.")
         return value
     if name == "backoff":
         if not isinstance(value, Backoff):
@@ -226,8 +224,8 @@ def _number(name: str, value: Any, source: str | None = None) -> float:
     return number
 
 
-def _no_kind(name: str) -> UsageError:
-    return UsageError(f"There is no kind {name!r}: the kinds are {', '.join(KIND_DEFAULTS)}.")
+def _no_kind(name: str, known: Iterable[str]) -> UsageError:
+    return UsageError(f"There is no kind {name!r}: the kinds are {', '.join(known)}.")
 
 
 def _known(settings: Mapping[str, Any], cls: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 from deadstop.core.policy import CancelPolicy, policy_from
 from deadstop.errors import UsageError
+from deadstop.kinds.register import defaults
 
 __all__ = ["policy_in_force"]
 
@@ -24,13 +25,13 @@ def policy_in_force(kind: str = "call", **explicit: Any) -> CancelPolicy:
     """
     ours = {name: value for name, value in os.environ.items() if name.startswith("DEADSTOP_")}
     if ours or explicit:
-        return policy_from(ours, _file(ours.get("DEADSTOP_CONFIG")), kind=kind, **explicit)
+        return policy_from(ours, _file(ours.get("DEADSTOP_CONFIG")), kind=kind, kinds=defaults(), **explicit)
     return _defaults(kind)
 
 
-@functools.cache
+@functools.lru_cache(maxsize=64)
 def _defaults(kind: str) -> CancelPolicy:
-    return policy_from({}, kind=kind)
+    return policy_from({}, kind=kind, kinds=defaults())
 
 
 def _file(path: Optional[str]) -> Optional[Mapping[str, Any]]:
