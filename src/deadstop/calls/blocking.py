@@ -34,7 +34,7 @@ from deadstop.calls.sockets import Owned
 from deadstop.calls.streamed import exchange_blocking
 from deadstop.core.model import Interrupted, Phase
 
-__all__ = ["hook_client", "reset_client"]
+__all__ = ["close_pools", "hook_client", "reset_client"]
 
 
 class _Stream(Owned):
@@ -48,7 +48,7 @@ class _Stream(Owned):
         call = self._owner
         if call is None:
             return self._inner.read(max_bytes, timeout)  # type: ignore[no-any-return]
-        if call.cancelled:
+        if call.cancelled and call.must_stop():
             raise Interruption(call)
         if call.phase is Phase.SENDING:
             call.request_sent()
@@ -58,7 +58,7 @@ class _Stream(Owned):
             if call.cancelled:
                 raise Interruption(call) from None
             raise
-        if call.cancelled:
+        if call.cancelled and call.must_stop():
             raise Interruption(call)
         return data
 
@@ -85,7 +85,7 @@ class _Stream(Owned):
             if call.cancelled:
                 raise Interruption(call) from None
             raise
-        if call.cancelled:
+        if call.cancelled and call.must_stop():
             raise Interruption(call)
 
     def close(self) -> None:
@@ -181,6 +181,13 @@ def reset_client(http_client: Any) -> int:
     return count
 
 
+def close_pools(http_client: Any) -> None:
+    """Close every connection of an HTTP client's pools, and nothing else of it."""
+    for transport in transports_of(http_client):
+        for pool in pools_of(transport):
+            pool.close()
+
+
 def hook_transport(transport: Any) -> None:
     """Prepare one sync transport (httpx or httpx2)."""
     for pool in pools_of(transport):
@@ -236,6 +243,9 @@ def _exchange(call: Call, request: Any, send: Callable[[Any], Any], transport: A
     finally:
         call.exchanging = False
     if call.cancelled:
+        if call.held:
+            for _ in response.stream:  # nothing comes out of it; it ends when nothing more is expected
+                pass
         response.close()
         raise Interruption(call)
     return response
@@ -268,6 +278,8 @@ def _send(call: Call, request: Any, send: Callable[[Any], Any], transport: Any) 
             raise
         call.waker = None
         call.headers_read(response.status_code)
+        if call.tracker is not None:
+            call.tracker.headers(response)
         call.body_closed = False
         response.stream = _body(call, response.stream, pools)
         return response
@@ -313,8 +325,14 @@ class _Body:
                 call.phase = Phase.READING
                 call.thread = threading.get_ident()
                 try:
-                    call.check()
+                    if call.cancelled and call.must_stop():
+                        raise Interruption(call)
                     chunk = next(chunks, None)
+                    if call.tracker is not None:
+                        call.tracker.feed(chunk)
+                        while call.cancelled and call.held and chunk is not None:  # read on; deliver nothing
+                            chunk = next(chunks, None)
+                            call.tracker.feed(chunk)
                     call.check()
                 except BaseException as error:
                     self.close()

@@ -23,6 +23,7 @@ from deadstop.calls.completion import Completion
 from deadstop.core.model import Attempt, CallFacts, Interrupted, Phase, ServerWork, Streamed
 
 if TYPE_CHECKING:
+    from deadstop.calls.tracker import Tracker
     from deadstop.errors import DeadstopError
 
 __all__ = ["Call", "Interruption", "active_call", "current_call"]
@@ -114,6 +115,7 @@ class Call:
         "streamed",
         "streamed_inside",
         "thread",
+        "tracker",
         "waker",
     )
 
@@ -127,6 +129,7 @@ class Call:
         streamed_inside: bool,
         in_task: bool = False,
         memory: Optional[dict[Any, Any]] = None,
+        tracker: Optional[Tracker] = None,
     ) -> None:
         self.id = next(_ids)
         self.run = run
@@ -166,6 +169,7 @@ class Call:
         self.in_task = in_task
         self.canceller: Any = None  # the cancellation that got here first
         self.memory = {} if memory is None else memory  # what was learned of servers, for the client's life
+        self.tracker = tracker  # of the remote runs that the call starts or asks about
         self._opaque = False
         self._attempt: dict[str, Any] = {}
 
@@ -179,6 +183,8 @@ class Call:
         if self.phase_at_cancel is None:
             self.phase_at_cancel = self.phase
         self.cancelled = True
+        if self.held:
+            return
         stream = self.socket
         if stream is not None and stream.interrupt(self):
             self.interrupted = Interrupted.SOCKET
@@ -195,6 +201,21 @@ class Call:
         """The error for the caller of this cancelled call; its open response is closed on the way."""
         self.close_idle()
         return self.run.error(self)
+
+    @property
+    def held(self) -> bool:
+        """Whether a cancel leaves the call at its work for now: its answer tells which remote run to cancel."""
+        return self.tracker is not None and self.tracker.holds(self)
+
+    def must_stop(self) -> bool:
+        """Whether the call is cancelled, and nothing is expected of it any more."""
+        return self.cancelled and not self.held
+
+    def release(self) -> None:
+        """Nobody waits for the answer of a held call any more: interrupt it."""
+        if self.tracker is not None:
+            self.tracker.released = True
+        self.interrupt()
 
     def check(self) -> None:
         """Raise `Interruption` if the call is cancelled."""
@@ -248,11 +269,14 @@ class Call:
     def sending(self, multiplexed: bool) -> None:
         """Bytes of the request are about to leave. Raises `Interruption` when they must not."""
         self.waker = None
-        if self.cancelled:
+        before, self.sent = self.sent, True  # first, then the look: a canceller that finds it sent may hold the call
+        if self.cancelled and not (before and self.held):
+            self.sent = before
             raise Interruption(self)
         self.phase = Phase.SENDING
         self.multiplexed = multiplexed
-        self.sent = True
+        if self.tracker is not None:
+            self.tracker.sending()
 
     def request_sent(self) -> None:
         """The request has left; the wait for the answer begins."""
@@ -268,6 +292,8 @@ class Call:
 
     def failed(self, error: BaseException) -> None:
         """The exchange ended with `error`."""
+        if self.tracker is not None:
+            self.tracker.failed(self)
         if isinstance(error, Exception):
             self.note(error=f"{type(error).__name__}: {error}", ended=time.monotonic())
 
@@ -283,6 +309,8 @@ class Call:
             self.waker = self.scope_waker = None
             self.closer = None
             self.socket = None
+            if self.tracker is not None:
+                self.tracker.end(self)
             self.left.set()
             self.run.remove(self)
 

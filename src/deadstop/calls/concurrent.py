@@ -24,7 +24,7 @@ from deadstop.calls.sockets import Owned
 from deadstop.calls.streamed import exchange_concurrent
 from deadstop.core.model import Interrupted, Phase
 
-__all__ = ["hook_client", "interruptible", "reset_client"]
+__all__ = ["close_pools", "hook_client", "interruptible", "reset_client"]
 
 
 @contextmanager
@@ -44,7 +44,8 @@ def interruptible(call: Call) -> Iterator[anyio.CancelScope]:
 
         call.scope_waker = wake
         try:
-            call.check()
+            if call.must_stop():
+                raise Interruption(call)
             yield scope
         finally:
             call.scope_waker = outer
@@ -59,7 +60,7 @@ class _Stream(Owned):
         call = self._owner
         if call is None:
             return await self._inner.read(max_bytes, timeout)  # type: ignore[no-any-return]
-        if call.cancelled:
+        if call.cancelled and call.must_stop():
             raise Interruption(call)
         if call.phase is Phase.SENDING:
             call.request_sent()
@@ -69,7 +70,7 @@ class _Stream(Owned):
             if call.cancelled:
                 raise Interruption(call) from None
             raise
-        if call.cancelled:
+        if call.cancelled and call.must_stop():
             raise Interruption(call)
         return data
 
@@ -96,7 +97,7 @@ class _Stream(Owned):
             if call.cancelled:
                 raise Interruption(call) from None
             raise
-        if call.cancelled:
+        if call.cancelled and call.must_stop():
             raise Interruption(call)
 
     async def aclose(self) -> None:
@@ -196,6 +197,13 @@ async def reset_client(http_client: Any) -> int:
     return count
 
 
+async def close_pools(http_client: Any) -> None:
+    """Close every connection of an HTTP client's pools, and nothing else of it."""
+    for transport in transports_of(http_client):
+        for pool in pools_of(transport):
+            await pool.aclose()
+
+
 def hook_transport(transport: Any) -> None:
     """Prepare one async transport (httpx or httpx2)."""
     for pool in pools_of(transport):
@@ -250,6 +258,9 @@ async def _exchange(call: Call, request: Any, send: Callable[[Any], Awaitable[An
     finally:
         call.exchanging = False
     if call.cancelled:
+        if call.held:
+            async for _ in response.stream:  # nothing comes out of it; it ends when nothing more is expected
+                pass
         await response.aclose()
         raise Interruption(call)
     return response
@@ -276,6 +287,8 @@ async def _send(call: Call, request: Any, send: Callable[[Any], Awaitable[Any]],
                 raise Interruption(call) from None
             raise
         call.headers_read(response.status_code)
+        if call.tracker is not None:
+            call.tracker.headers(response)
         call.body_closed = False
         response.stream = _body(call, response.stream, pools)
         return response
@@ -328,12 +341,14 @@ class _Body:
         self._busy = True
         call.phase = Phase.READING
         try:
-            call.check()
-            if call.socket is None and call.scope_waker is None:
-                with interruptible(call):
-                    chunk = await _next(self._chunks)
-            else:
-                chunk = await _next(self._chunks)
+            if call.cancelled and call.must_stop():
+                raise Interruption(call)
+            chunk = await self._read(call)
+            if call.tracker is not None:
+                call.tracker.feed(chunk)
+                while call.cancelled and call.held and chunk is not None:  # read on; deliver nothing
+                    chunk = await self._read(call)
+                    call.tracker.feed(chunk)
             call.check()
         except BaseException as error:
             with anyio.CancelScope(shield=True):
@@ -349,6 +364,12 @@ class _Body:
             call.completed = True
             raise StopAsyncIteration
         return chunk
+
+    async def _read(self, call: Call) -> Optional[bytes]:
+        if call.socket is None and call.scope_waker is None:
+            with interruptible(call):
+                return await _next(self._chunks)
+        return await _next(self._chunks)
 
     async def aclose(self) -> None:
         if self._closed:

@@ -65,6 +65,8 @@ async def run_concurrent(call: Call, send: Callable[..., Awaitable[Any]], args: 
 
 
 def _give(call: Call, result: Any) -> Any:
+    if call.tracker is not None:
+        call.tracker.see(result)
     try:
         return hand_over(call, result)
     finally:
@@ -92,6 +94,8 @@ def retry_pause(seconds: float) -> float:
     Outside of a call, or in a task (whose sleep can be cancelled), the wait stays the SDK's.
     """
     call = active_call()
+    if call is not None:
+        call.completed = False  # the answer that was read whole was a refusal: the call is not done
     if call is None or not isinstance(time.sleep, BuiltinFunctionType):  # somebody else's sleep: theirs to end
         return seconds
     if call.scope_waker is not None:

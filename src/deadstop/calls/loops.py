@@ -12,13 +12,15 @@ __all__ = ["Loop"]
 class Loop:
     """The event loop a task runs on, reachable from outside of it."""
 
-    __slots__ = ("_call_soon", "_spawn")
+    __slots__ = ("_call_soon", "_key", "_spawn")
 
     def __init__(
         self,
+        key: object,
         call_soon: Callable[[Callable[[], Any]], Any],
         spawn: Callable[[Callable[[], Coroutine[Any, Any, None]]], Any],
     ) -> None:
+        self._key = key
         self._call_soon = call_soon
         self._spawn = spawn
 
@@ -30,10 +32,10 @@ class Loop:
 
             token = trio.lowlevel.current_trio_token()
             return cls(
-                token.run_sync_soon, lambda work: trio.lowlevel.spawn_system_task(work, name="deadstop clean-up")
+                token, token.run_sync_soon, lambda work: trio.lowlevel.spawn_system_task(work, name="deadstop clean-up")
             )
         loop = asyncio.get_running_loop()
-        return cls(loop.call_soon_threadsafe, lambda work: _keep(loop.create_task(work())))
+        return cls(loop, loop.call_soon_threadsafe, lambda work: _keep(loop.create_task(work())))
 
     def call(self, function: Callable[[], Any]) -> bool:
         """Run `function` on the loop soon. False if the loop is gone. From any thread and from a signal handler.
@@ -49,7 +51,15 @@ class Loop:
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Start `work` as a task of its own on the loop. False if the loop is gone."""
-        return self.call(lambda: self._spawn(work))
+        return self.call(lambda: self.start(work))
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """As `spawn`, from the loop's own thread."""
+        self._spawn(work)
+
+    def is_same(self, other: Loop) -> bool:
+        """Whether both are the same loop."""
+        return self._key is other._key
 
 
 _kept: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references to tasks

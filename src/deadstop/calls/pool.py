@@ -23,6 +23,7 @@ __all__ = [
     "CALL",
     "core_of",
     "hook_pool",
+    "is_transport",
     "lock_is_free",
     "pools_of",
     "recast",
@@ -112,9 +113,14 @@ def _holders(transport: Any, depth: int = 3) -> list[Any]:
         return [transport]
     found = []
     for inner in list(getattr(transport, "__dict__", {}).values()) if depth else ():
-        if hasattr(inner, "handle_request") or hasattr(inner, "handle_async_request"):
+        if is_transport(inner):
             found += _holders(inner, depth - 1)
     return found
+
+
+def is_transport(thing: Any) -> bool:
+    """Whether it is an HTTP transport, sync or async."""
+    return hasattr(thing, "handle_request") or hasattr(thing, "handle_async_request")
 
 
 def requests_of(pool: Any, call: Call) -> list[Any]:

@@ -6,7 +6,10 @@ The machinery is imported when a client is first used, so that importing deadsto
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Callable, Union
+
+from deadstop.kinds.register import passing
 
 if TYPE_CHECKING:
     from deadstop.runs.blocking import Runs
@@ -24,7 +27,7 @@ class Adopted:
     `run(call, send, args, kwargs)` runs one call of the SDK; `pause(seconds)` is its wait before a retry.
     """
 
-    __slots__ = ("_hook", "_http", "_known", "pause", "registry", "run", "runs")
+    __slots__ = ("_channel", "_connect", "_hook", "_http", "_known", "pause", "registry", "run", "runs")
 
     def __init__(
         self,
@@ -34,14 +37,17 @@ class Adopted:
         hook: Callable[[Any], bool],
         run: Callable[..., Any],
         pause: Callable[[float], float],
+        connect: Callable[[Any], Any],
     ) -> None:
         self.registry = registry
         self.runs = runs
         self.run = run
         self.pause = pause
         self._hook = hook
+        self._connect = connect
         self._http: Any = None
         self._known = False
+        self._channel: Any = None
 
     def request(self, client: Any, send: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """`client.request(...)` as a call of a run; to be awaited for an async client."""
@@ -51,14 +57,48 @@ class Adopted:
             self._http = weakref.ref(http_client)
             self.registry.http_clients.add(http_client)
         options = args[1] if len(args) > 1 else kwargs["options"]
-        call = self.registry.begin(options.method, str(options.url), streamed=bool(kwargs.get("stream")))
+        url = str(options.url)
+        passes = passing(options.method, url, _body(options))
+        call = self.registry.begin(
+            options.method,
+            url,
+            streamed=bool(kwargs.get("stream")),
+            passing=passes,
+            channel=None if passes is None else lambda: self.channel(client),
+        )
         if not self._known:  # nobody will tell when it sends, and nothing in it can be interrupted
             call.begin_exchange(opaque=True)
         return self.run(call, send, args, kwargs)
 
+    def channel(self, client: Any) -> Any:
+        """The way to `client`'s server for cancels and status reads."""
+        if self._channel is None:
+            self._channel = self._connect(client)
+        if hasattr(self._channel, "at_home"):
+            self._channel.at_home()
+        return self._channel
+
+    def close(self) -> None:
+        """The client is closed: what still goes on in the background ends."""
+        self.registry.reconciler.close()
+        if self._channel is not None:
+            self._channel.close()
+
+    async def aclose(self) -> None:
+        """As `close`, of an async client."""
+        self.registry.reconciler.close()
+        if self._channel is not None:
+            await self._channel.aclose()
+
     def for_copy(self) -> Adopted:
-        """The part of a copy of the client: the same runs; maybe another HTTP client."""
-        return Adopted(self.registry, self.runs, hook=self._hook, run=self.run, pause=self.pause)
+        """The part of a copy of the client: the same runs; maybe another HTTP client and another server."""
+        return Adopted(self.registry, self.runs, hook=self._hook, run=self.run, pause=self.pause, connect=self._connect)
+
+
+def _body(options: Any) -> Any:
+    """The JSON body that the SDK is about to send, as far as it says."""
+    body, extra = getattr(options, "json_data", None), getattr(options, "extra_json", None)
+    return {**body, **extra} if isinstance(body, Mapping) and isinstance(extra, Mapping) else body
 
 
 def adopt_sync(client: Any) -> Adopted:
@@ -66,12 +106,22 @@ def adopt_sync(client: Any) -> Adopted:
     adopted: Any = client.__dict__.get(ATTRIBUTE)
     if adopted is None:
         from deadstop.calls import blocking, entry
+        from deadstop.clients.channel import Channel
         from deadstop.runs.blocking import Run, Runs
         from deadstop.runs.registry import Registry
 
         registry = Registry(Run)
-        runs = Runs(registry, blocking.reset_client)
-        made = Adopted(registry, runs, hook=blocking.hook_client, run=entry.run_blocking, pause=entry.retry_pause)
+        http_clients = registry.http_clients
+        registry.reset = lambda: sum(blocking.reset_client(each) for each in list(http_clients))
+        made = Adopted(
+            registry,
+            Runs(registry),
+            hook=blocking.hook_client,
+            run=entry.run_blocking,
+            pause=entry.retry_pause,
+            connect=Channel,
+        )
+        _lead_home(registry, client)
         # setdefault: two threads may use a new client for the first time at once.
         adopted = client.__dict__.setdefault(ATTRIBUTE, made)
     return adopted  # type: ignore[no-any-return]
@@ -82,14 +132,39 @@ def adopt_async(client: Any) -> Adopted:
     adopted: Any = client.__dict__.get(ATTRIBUTE)
     if adopted is None:
         from deadstop.calls import concurrent, entry
+        from deadstop.clients.channel import AsyncChannel
         from deadstop.runs.concurrent import AsyncRun, AsyncRuns
         from deadstop.runs.registry import Registry
 
         registry = Registry(AsyncRun, in_task=True)
-        runs = AsyncRuns(registry, concurrent.reset_client)
-        made = Adopted(registry, runs, hook=concurrent.hook_client, run=entry.run_concurrent, pause=entry.retry_pause)
+        http_clients = registry.http_clients
+
+        async def reset() -> int:
+            return sum([await concurrent.reset_client(each) for each in list(http_clients)])
+
+        registry.reset = reset
+        made = Adopted(
+            registry,
+            AsyncRuns(registry),
+            hook=concurrent.hook_client,
+            run=entry.run_concurrent,
+            pause=entry.retry_pause,
+            connect=AsyncChannel,
+        )
+        _lead_home(registry, client)
         adopted = client.__dict__.setdefault(ATTRIBUTE, made)
     return adopted  # type: ignore[no-any-return]
+
+
+def _lead_home(registry: Registry, client: Any) -> None:
+    """Runs that are named by their id alone are those of the client that had `runs` first."""
+    home, default = weakref.ref(client), registry.channel_to
+
+    def channel_to() -> Any:
+        alive = home()
+        return default() if alive is None else alive.__dict__[ATTRIBUTE].channel(alive)
+
+    registry.channel_to = channel_to
 
 
 def share(adopted: Adopted, copy: Any) -> Any:

@@ -53,6 +53,11 @@ def _attach(client: Any, is_async: bool) -> Adopted:
     return adopted
 
 
+async def _close_after(closing: Any, adopted: Adopted) -> None:
+    await closing
+    await adopted.aclose()
+
+
 def _override(client: Any, adopted: Adopted) -> None:
     # Weakly: a client that refers to itself would stay until the garbage collector comes by, with its sockets.
     ref = weakref.ref(client)
@@ -72,7 +77,12 @@ def _override(client: Any, adopted: Adopted) -> None:
         hook_client_resources(twin)
         return twin
 
+    def close() -> Any:
+        closing = cls.close(ref())
+        return _close_after(closing, adopted) if inspect.isawaitable(closing) else adopted.close()
+
     client.request = request
+    client.close = close
     client._calculate_retry_timeout = calculate
     if hasattr(cls, "copy"):
         # Bound in name only: a signature without `self`, as a method of the client's has.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Callable, TypeVar, cast
 
 import openai
 
-from deadstop.clients.adopted import adopt_async, adopt_sync, share
+from deadstop.clients.adopted import ATTRIBUTE, adopt_async, adopt_sync, share
 from deadstop.clients.helpers import hook_resources
 
 if TYPE_CHECKING:
@@ -44,6 +44,12 @@ class _Sync:
     def request(self, *args: Any, **kwargs: Any) -> Any:
         return adopt_sync(self).request(self, super().request, args, kwargs)  # type: ignore[misc]
 
+    def close(self) -> None:
+        super().close()  # type: ignore[misc]
+        adopted = self.__dict__.get(ATTRIBUTE)
+        if adopted is not None:
+            adopted.close()
+
     def _calculate_retry_timeout(self, *args: Any, **kwargs: Any) -> float:
         return adopt_sync(self).pause(super()._calculate_retry_timeout(*args, **kwargs))  # type: ignore[misc]
 
@@ -56,6 +62,12 @@ class _Async:
 
     async def request(self, *args: Any, **kwargs: Any) -> Any:
         return await adopt_async(self).request(self, super().request, args, kwargs)  # type: ignore[misc]
+
+    async def close(self) -> None:
+        await super().close()  # type: ignore[misc]
+        adopted = self.__dict__.get(ATTRIBUTE)
+        if adopted is not None:
+            await adopted.aclose()
 
 
 def _sharing(copy: F, adopt: Callable[[Any], Any]) -> F:
@@ -76,7 +88,7 @@ def _prepared(init: F) -> F:
 
     @functools.wraps(init)
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        for name in ("calls.blocking", "calls.entry", "runs.blocking", "runs.concurrent", "runs.registry"):
+        for name in ("calls.blocking", "calls.entry", "clients.channel", "runs.blocking", "runs.concurrent"):
             import_module(f"deadstop.{name}")
         init(self, *args, **kwargs)
 

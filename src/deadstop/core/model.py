@@ -66,6 +66,11 @@ class RunStatus(Word):
     GONE = "gone"
     UNKNOWN = "unknown"
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has ended, one way or another."""
+        return self in (RunStatus.CANCELLED, RunStatus.FINISHED)
+
 
 class Cause(Word):
     """Who or what asked for the cancel."""
@@ -229,13 +234,29 @@ class CallFacts:
 
 
 @dataclass(frozen=True)
+class Orphan:
+    """A remote run that may exist though nobody knows its id: the answer to its create was lost.
+
+    ``sent_at`` is when the create left (unix seconds); ``look`` is a sentence on where to look for it.
+    """
+
+    kind: str
+    method: str
+    path: str
+    sent_at: float | None = None
+    look: str = ""
+
+
+@dataclass(frozen=True)
 class CancelReceipt:
     """The record of one cancel.
 
-    ``status`` is the provider's own word. ``usage`` is what the provider reported, or None: a cancelled
-    stream's usage is not reported, so it is unknown, not zero. ``evidence`` is what ``outcome`` rests on.
-    ``diagnosis`` is there when the outcome is ``unconfirmed``. ``reason``, ``actor`` and ``cause`` are the
-    first cancel's; ``later`` holds the (reason, actor) of those that came after it.
+    ``kind`` is that of a remote run; None for a scope or a call. ``attempts`` are its cancel requests, ``reads`` its
+    status reads. ``status`` is the provider's own word. ``orphan_suspect`` is there when the answer to a create was
+    lost. ``revivals`` are statuses read after the run had been read as cancelled: (unix seconds, the word). ``usage``
+    is what the provider reported, or None: a cancelled stream's usage is not reported, so it is unknown, not zero.
+    ``evidence`` is what ``outcome`` rests on. ``diagnosis`` is there when the outcome is ``unconfirmed``. ``reason``,
+    ``actor`` and ``cause`` are the first cancel's; ``later`` holds the (reason, actor) of those that came after it.
     """
 
     run: str
@@ -255,6 +276,10 @@ class CancelReceipt:
     children: tuple[CancelReceipt, ...] = ()
     later: tuple[tuple[str | None, str | None], ...] = ()
     request_id: str | None = None
+    kind: str | None = None
+    reads: tuple[Attempt, ...] = ()
+    orphan_suspect: Orphan | None = None
+    revivals: tuple[tuple[float, str], ...] = ()
 
     @property
     def ok(self) -> bool:
@@ -270,12 +295,21 @@ class CancelReceipt:
         facts = [f"in {_duration(self.elapsed)}", f"evidence {self.evidence}"]
         if self.status:
             facts.append(f"status {self.status}")
-        for name, things in (("call", self.calls), ("attempt", self.attempts), ("child", self.children)):
+        for name, things in (
+            ("call", self.calls),
+            ("attempt", self.attempts),
+            ("read", self.reads),
+            ("child", self.children),
+        ):
             if things:
                 plural = {"child": "children"}.get(name, name + "s")
                 facts.append(f"{len(things)} {name if len(things) == 1 else plural}")
         if self.delivered.chunks:
             facts.append(f"{self.delivered.chunks} chunks delivered")
+        if self.orphan_suspect:
+            facts.append("orphan suspect")
+        if self.revivals:
+            facts.append(f"came back to life as {self.revivals[-1][1]}")
         if self.diagnosis:
             facts.append(f"diagnosis {self.diagnosis.klass}")
         if self.reason:

@@ -85,7 +85,9 @@ class Kind:
             raise UsageError(f"A kind's name is lower case letters, digits and underscores; this is {self.name!r}.")
         places = _PLACE.findall(self.path)
         if not places or not self.path.startswith("/"):
-            raise UsageError(f"The path of kind {self.name!r} is {self.path!r}: give one such as '/batches/{{batch_id}}'.")
+            raise UsageError(
+                f"The path of kind {self.name!r} is {self.path!r}: give one such as '/batches/{{batch_id}}'."
+            )
         for what, given in (("fields", self.fields), ("prefixes", self.prefixes or places)):
             if len(given) != len(places):
                 raise UsageError(f"Kind {self.name!r} has {len(places)} ids in its path, and {len(given)} {what}.")
@@ -131,7 +133,9 @@ class Kind:
 
     def to_read(self, ref: Ref) -> Request:
         """The request that reads its status. For a kind that can't be read: the cancel once more."""
-        return Request("GET", self._at(self.path, ref), self.query, self.headers) if self.readable else self.to_cancel(ref)
+        return (
+            Request("GET", self._at(self.path, ref), self.query, self.headers) if self.readable else self.to_cancel(ref)
+        )
 
     def _at(self, path: str, ref: Ref) -> str:
         ids = iter(ref.ids)

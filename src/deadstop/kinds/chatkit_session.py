@@ -1,4 +1,4 @@
-"""A ChatKit session. The API has no way to read one (OpenAI's API reference, "ChatKit"): its cancel answers with it."""
+"""A ChatKit session. The API can't read one (OpenAI's API reference, "ChatKit"): its cancel answers with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An upload in parts. The API has no way to read one (OpenAI's API reference, "Uploads"): its cancel answers with it."""
+"""An upload in parts. The API can't read one (OpenAI's API reference, "Uploads"): its cancel answers with it."""
 
 from __future__ import annotations
 

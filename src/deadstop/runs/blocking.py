@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Callable, Optional, Union, cast
+from typing import Any, Optional, Union, cast
 
 from deadstop.core.model import CancelReceipt, Level, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunCancellationTimeoutError
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.registry import Registry, checked_policy
+from deadstop.runs.registry import Registry, checked_name, checked_policy
 from deadstop.runs.run import BaseRun
 from deadstop.runs.waiting import FIRST, Terms, Wish, answer, first_wait, next_wait, overdue, stuck, terms, wish
 
@@ -60,9 +60,8 @@ class Run(BaseRun):
 class Runs:
     """The runs of a sync client and its copies: `client.runs`. All of it is safe from any thread."""
 
-    def __init__(self, registry: Registry, reset: Callable[[Any], int]) -> None:
+    def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._reset = reset
 
     @property
     def policy(self) -> Optional[CancelPolicy]:
@@ -148,7 +147,7 @@ class Runs:
 
     def get(self, name: str) -> Run:
         """The run of that name, live or ended lately. Raises `UnknownRunError`."""
-        return cast(Run, self._registry.find(name))
+        return cast(Run, self._registry.get(checked_name(name)))
 
     def list(self) -> list[Run]:
         """The runs that have not ended, oldest first; a call outside of any scope is one, too."""
@@ -172,7 +171,7 @@ class Runs:
         Calls under way finish on the old pool and its idle connections are closed; calls that wait for a connection
         go over to the new one. Returns how many pools were replaced. An HTTP client that is yours is not closed.
         """
-        return sum(self._reset(each) for each in list(self._registry.http_clients))
+        return cast(int, self._registry.reset())
 
 
 def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
@@ -184,16 +183,20 @@ def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
             # At once, so that the thread that was interrupted gets the interpreter; the rest can wait.
             first.left.wait(min(FIRST, asked.timeout or FIRST))
     finally:
-        struck.follow()
+        struck.follow(asked.policy)
     return _wait(struck, terms(run.registry, run, asked))
 
 
 def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
-    while not cancelling.done.is_set() and asked.level is Level.CONFIRMED and not stuck(cancelling):
-        left = next_wait(cancelling, asked)
-        if not cancelling.done.wait(left) and overdue(cancelling, asked):
-            break
+    for goal in cancelling.goals(asked.level):
+        while not goal.is_set() and not stuck(cancelling):
+            left = next_wait(cancelling, asked)
+            if not goal.wait(left) and overdue(cancelling, asked):
+                break
     receipt = answer(cancelling, asked)
-    if receipt.outcome is Outcome.UNCONFIRMED and asked.on_timeout == "raise":
-        raise RunCancellationTimeoutError(receipt=receipt)
+    if receipt.outcome is Outcome.UNCONFIRMED:
+        if asked.on_timeout == "reset":
+            cancelling.run.registry.reset()
+        if asked.on_timeout in ("raise", "reset"):
+            raise RunCancellationTimeoutError(receipt=receipt)
     return receipt

@@ -31,15 +31,18 @@ from deadstop.core.machine import (
     step,
 )
 from deadstop.core.model import CancelReceipt, Delivered, Evidence, Intent, Level, Outcome
+from deadstop.core.policy import CancelPolicy
+from deadstop.runs.chase import Chase
 
 if TYPE_CHECKING:
+    from deadstop.runs.remote import Remote
     from deadstop.runs.run import BaseRun
 
 __all__ = ["Cancelling"]
 
 log = logging.getLogger("deadstop")
 
-_UNANSWERED = (None, Outcome.SENT, Outcome.ACCEPTED)
+_UNANSWERED = (None, Outcome.SENT, Outcome.ACCEPTED, Outcome.PARKED)
 
 
 class Cancelling:
@@ -48,11 +51,14 @@ class Cancelling:
     def __init__(self, run: BaseRun, intent: Intent) -> None:
         self.run = run
         self.intent = intent
+        self._policy: Optional[CancelPolicy] = None
         self.done = Completion()
-        self.finished_before = run.ended and not run.calls and not run.children  # nothing was left to cancel
+        # Nothing was left to cancel. (What is known of a remote run's end is the chase's business.)
+        self.finished_before = run.ended and not run.calls and not run.children and run.remote is None
         self._machines: dict[int, Cancellation] = {}
         self._calls: dict[int, Call] = {}
         self._children: list[Cancelling] = []
+        self._chase: Optional[Chase] = None  # of the remote run that this run is
         self._late: list[Intent] = []
         self._inbox: deque[tuple[Optional[int], Event]] = deque()
         self._lock = threading.Lock()
@@ -70,7 +76,8 @@ class Cancelling:
         for call in calls:
             self._calls.setdefault(call.id, call)
             call.interrupt()
-            call.close_idle()
+            if not call.held:
+                call.close_idle()
 
     def struck_child(self, child: Cancelling) -> None:
         """A child was struck as well."""
@@ -82,23 +89,62 @@ class Cancelling:
         mine = [call for call in self._calls.values() if not call.left.is_set()]
         return mine + [call for child in self._children for call in child.pending()]
 
-    def follow(self) -> None:
-        """Do the book-keeping of a strike. Once; whoever comes second finds it done or being done."""
+    def has_remotes(self) -> bool:
+        """Whether there are remote runs to be cancelled, here or in a child."""
+        return self.run.remote is not None or any(child.has_remotes() for child in self._children)
+
+    def follow(self, policy: Optional[CancelPolicy] = None) -> None:
+        """Do the book-keeping of a strike. Once; whoever comes second finds it done or being done.
+
+        `policy` is that of this cancel, where the canceller gave one.
+        """
         if self._following.pop("it", None) is None:
             return
+        self._policy = policy
         for child in self._children:
-            child.follow()
+            child.follow(policy)
         for call in list(self._calls.values()):
             self._machines[call.id] = Cancellation.new("in_flight")
             if call.finished:
                 self._inbox.append((call.id, CallFinished(at=time.monotonic())))
             self._inbox.append((call.id, CancelRequested(at=self.intent.at, intent=self.intent)))
+        if self.run.remote is not None:
+            self._chase_remote(self.run.remote)
         self._begun = True
         for call in list(self._calls.values()):
             call.left.notify(self._left(call))
         for child in self._children:
             child.done.notify(self._work)
         self._work()
+
+    def _chase_remote(self, remote: Remote) -> None:
+        policy = self.run.registry.policy_for(self.run, self._policy)
+        chase = self._chase = Chase(remote, policy, settled=self._caught, let_go=self._release)
+        # Elsewhere: a signal handler may have come by on top of anything.
+        if not remote.channel.spawn(lambda: chase.begin(self.intent)):
+            chase.begin(self.intent)
+
+    def _caught(self, chase: Chase) -> None:
+        self._work()
+        registry = self.run.registry
+        if chase.machine.outcome is Outcome.UNCONFIRMED and not chase.hopeless:
+            registry.reconciler.unconfirmed(self.run, self.intent, chase.policy)
+        elif chase.machine.outcome is Outcome.CANCELLED and chase.remote.ref is not None:
+            registry.reconciler.recheck(self.run, chase.policy)
+
+    def _release(self) -> None:
+        """Nobody waits for what a held call might still tell: interrupt it."""
+        for call in list(self._calls.values()):
+            if not call.left.is_set():
+                call.release()
+                call.close_idle()
+
+    def goals(self, level: Level) -> list[Completion]:
+        """What to wait for, one after the other, until the cancel has come as far as `level`."""
+        if level is Level.CONFIRMED:
+            return [self.done]
+        mine = [] if self._chase is None else [self._chase.left if level is Level.SENT else self._chase.accepted]
+        return mine + [each for child in self._children for each in child.goals(level)]
 
     def join(self, intent: Intent) -> None:
         """Somebody else wants the same. The first reason stays; this one is appended (I10), once (I8)."""
@@ -108,6 +154,8 @@ class Cancelling:
         self._late.append(intent)
         for number in list(self._machines):
             self._inbox.append((number, CancelRequested(at=time.monotonic(), intent=intent)))
+        if self._chase is not None:
+            self._chase.join(intent)
         self._work()
 
     def grace_spent(self) -> None:
@@ -118,6 +166,8 @@ class Cancelling:
         """Time is up: what has not left by now stays unconfirmed, until it does leave."""
         for child in self._children:
             child.deadline_passed()
+        if self._chase is not None:
+            self._chase.deadline_passed()
         self._tell_all(DeadlinePassed(at=time.monotonic()))
 
     def _left(self, call: Call) -> Callable[[], None]:
@@ -155,7 +205,7 @@ class Cancelling:
         # The strike has closed the fence and interrupted once. Again is harmless, and what the grace asks for.
         for effect in effects:
             call = self._calls[number]
-            if isinstance(effect, InterruptCall) and not call.left.is_set():
+            if isinstance(effect, InterruptCall) and not call.left.is_set() and not call.held:
                 call.interrupt()
                 call.close_idle()
 
@@ -164,10 +214,12 @@ class Cancelling:
             return
         if any(not machine.ended for machine in self._machines.values()):
             return
+        if self.run.remote is not None and (self._chase is None or not self._chase.machine.ended):
+            return
         if self._settled_at is None:
             self._settled_at = time.monotonic()
         unconfirmed = {n for n, machine in self._machines.items() if machine.outcome is Outcome.UNCONFIRMED}
-        if self._final is not None and unconfirmed:
+        if self._final is not None and (self._final.outcome is not Outcome.UNCONFIRMED or self._still_unconfirmed()):
             return  # nothing new
         receipt = self.snapshot()
         if unconfirmed and self._timeout_receipt is None:
@@ -186,7 +238,24 @@ class Cancelling:
         final = self._final
         if final is not None and len(final.later) != len(self._late):
             final = self._final = replace(final, later=self._later())
+        revivals = () if self.run.remote is None else tuple(self.run.remote.revivals)
+        if final is not None and final.revivals != revivals:
+            final = self._final = replace(final, revivals=revivals)
+        if final is not None and any(child.revivals for child in final.children) is not self._has_revivals():
+            final = self._final = replace(final, children=self._receipts(None))
         return final
+
+    def _has_revivals(self) -> bool:
+        return any(child.receipt is not None and child.receipt.revivals for child in self._children)
+
+    def _still_unconfirmed(self) -> bool:
+        mine = [*self._machines.values(), *([self._chase.machine] if self._chase is not None else [])]
+        return any(machine.outcome is Outcome.UNCONFIRMED for machine in mine) or any(
+            child._still_unconfirmed() for child in self._children
+        )
+
+    def _receipts(self, level: Optional[Level]) -> tuple[CancelReceipt, ...]:
+        return tuple(child.receipt or child.snapshot(level) for child in self._children)
 
     def timed_out(self, call: Call) -> Optional[CancelReceipt]:
         """The receipt of the cancel that did not see `call` leave in time; None if it did."""
@@ -210,14 +279,17 @@ class Cancelling:
         """The receipt as it would be now. With a `level`, short of confirmed, for whoever waits for no more."""
         intent = self.intent
         facts = tuple(call.facts() for call in self._calls.values())
-        children = tuple(child.receipt or child.snapshot(level) for child in self._children)
+        children = self._receipts(level)
         outcome, evidence = self._outcome(children, level)
         diagnosis = None
         if outcome is Outcome.UNCONFIRMED:
             diagnosis = next((child.diagnosis for child in children if child.diagnosis), None)
             blocked = [call for call in self._calls.values() if not call.left.is_set()] or list(self._calls.values())
-            if diagnosis is None and blocked:
+            if self._chase is not None and self._chase.machine.outcome is Outcome.UNCONFIRMED:
+                diagnosis = self._chase.diagnosis()
+            elif diagnosis is None and blocked:
                 diagnosis = diagnose(_evidence(blocked[0]))
+        chase, remote = self._chase, self.run.remote
         every = (*facts, *(fact for child in children for fact in child.calls))
         return CancelReceipt(
             run=self.run.name,
@@ -226,7 +298,12 @@ class Cancelling:
             actor=intent.actor,
             cause=intent.cause,
             level=level or intent.level,
-            attempts=(),
+            attempts=() if chase is None else tuple(chase.cancels),
+            reads=() if chase is None else tuple(chase.reads),
+            kind=None if remote is None else remote.kind.name,
+            status=None if remote is None else remote.word,
+            orphan_suspect=None if remote is None else remote.orphan,
+            revivals=() if remote is None else tuple(remote.revivals),
             elapsed=(self._settled_at or time.monotonic()) - intent.at,
             delivered=Delivered(
                 self.run.chunks + sum(fact.chunks for fact in every),
@@ -244,14 +321,27 @@ class Cancelling:
         return tuple((intent.reason, intent.actor) for intent in list(self._late))
 
     def _outcome(self, children: tuple[CancelReceipt, ...], level: Optional[Level]) -> tuple[Outcome, Evidence]:
-        outcomes = {machine.outcome for machine in self._machines.values()} | {child.outcome for child in children}
+        remote = [] if self._chase is None else [self._chase.machine.outcome]
+        outcomes = {
+            *(machine.outcome for machine in self._machines.values()),
+            *(child.outcome for child in children),
+            *remote,
+        }
         if Outcome.UNCONFIRMED in outcomes:
             return Outcome.UNCONFIRMED, Evidence.NONE
-        if outcomes & set(_UNANSWERED) or not self._begun:
+        if outcomes & set(_UNANSWERED) or not self._begun or (self.run.remote is not None and not remote):
+            if outcomes <= {Outcome.PARKED}:
+                return Outcome.PARKED, Evidence.NONE
             return (Outcome.SENT if level is Level.SENT else Outcome.ACCEPTED), Evidence.NONE
-        if self.finished_before or (self.run.anonymous and outcomes == {Outcome.FINISHED_FIRST}):
-            return Outcome.FINISHED_FIRST, Evidence.TRANSPORT
-        return Outcome.CANCELLED, Evidence.TRANSPORT
+        if self._chase is not None:
+            machine = self._chase.machine
+            return machine.outcome or Outcome.SENT, machine.evidence
+        found = [child.evidence for child in children if child.kind is not None]
+        evidence = found[0] if found else Evidence.TRANSPORT
+        too_late = outcomes == {Outcome.FINISHED_FIRST} and (self.run.anonymous or bool(found))
+        if self.finished_before or too_late:
+            return Outcome.FINISHED_FIRST, evidence
+        return Outcome.CANCELLED, evidence
 
 
 def _evidence(call: Call) -> Facts:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
-from typing import Any, Callable, Optional, Union, cast
+from typing import Any, Optional, Union, cast
 
 import anyio
 
@@ -12,7 +12,7 @@ from deadstop.core.model import CancelReceipt, Level, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunCancellationTimeoutError
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.registry import Registry, checked_policy
+from deadstop.runs.registry import Registry, checked_name, checked_policy
 from deadstop.runs.run import BaseRun
 from deadstop.runs.waiting import FIRST, Terms, Wish, answer, first_wait, next_wait, overdue, stuck, terms, wish
 
@@ -69,9 +69,8 @@ class AsyncRun(BaseRun):
 class AsyncRuns:
     """The runs of an async client and its copies: `client.runs`. `cancel_soon()` of a run is safe from any thread."""
 
-    def __init__(self, registry: Registry, reset: Callable[[Any], Awaitable[int]]) -> None:
+    def __init__(self, registry: Registry) -> None:
         self._registry = registry
-        self._reset = reset
 
     @property
     def policy(self) -> Optional[CancelPolicy]:
@@ -158,7 +157,7 @@ class AsyncRuns:
 
     def get(self, name: str) -> AsyncRun:
         """The run of that name, live or ended lately. Raises `UnknownRunError`."""
-        return cast(AsyncRun, self._registry.find(name))
+        return cast(AsyncRun, self._registry.get(checked_name(name)))
 
     def list(self) -> list[AsyncRun]:
         """The runs that have not ended, oldest first; a call outside of any scope is one, too."""
@@ -182,7 +181,7 @@ class AsyncRuns:
         Calls under way finish on the old pool and its idle connections are closed; calls that wait for a connection
         go over to the new one. Returns how many pools were replaced. An HTTP client that is yours is not closed.
         """
-        return sum([await self._reset(each) for each in list(self._registry.http_clients)])
+        return cast(int, await self._registry.reset())
 
 
 async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
@@ -194,16 +193,20 @@ async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
             # At once, so that the task that was interrupted has its turn; the rest can wait.
             await first.left.wait_async(min(FIRST, asked.timeout or FIRST))
     finally:
-        struck.follow()
+        struck.follow(asked.policy)
     return await _wait(struck, terms(run.registry, run, asked))
 
 
 async def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
-    while not cancelling.done.is_set() and asked.level is Level.CONFIRMED and not stuck(cancelling):
-        left = next_wait(cancelling, asked)
-        if not await cancelling.done.wait_async(left) and overdue(cancelling, asked):
-            break
+    for goal in cancelling.goals(asked.level):
+        while not goal.is_set() and not stuck(cancelling):
+            left = next_wait(cancelling, asked)
+            if not await goal.wait_async(left) and overdue(cancelling, asked):
+                break
     receipt = answer(cancelling, asked)
-    if receipt.outcome is Outcome.UNCONFIRMED and asked.on_timeout == "raise":
-        raise RunCancellationTimeoutError(receipt=receipt)
+    if receipt.outcome is Outcome.UNCONFIRMED:
+        if asked.on_timeout == "reset":
+            await cancelling.run.registry.reset()
+        if asked.on_timeout in ("raise", "reset"):
+            raise RunCancellationTimeoutError(receipt=receipt)
     return receipt

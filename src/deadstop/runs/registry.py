@@ -10,10 +10,17 @@ from typing import Any, Callable, Optional, cast
 
 from deadstop.calls.call import Call
 from deadstop.calls.fence import call_of
-from deadstop.core.model import CancelReceipt
+from deadstop.calls.tracker import Tracker
+from deadstop.core.model import CancelReceipt, Evidence
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunAlreadyOpenError, UnknownRunError, UsageError
+from deadstop.kinds import register as kinds
+from deadstop.kinds.base import Ref
+from deadstop.kinds.register import Passing
+from deadstop.runs.births import Birth, Watch
 from deadstop.runs.cancelling import Cancelling
+from deadstop.runs.reconciler import Reconciler
+from deadstop.runs.remote import Remote
 from deadstop.runs.run import BaseRun, current_run
 from deadstop.runs.settings import policy_in_force
 
@@ -48,6 +55,10 @@ class Registry:
         self._live: dict[str, BaseRun] = {}
         self._ended: dict[str, BaseRun] = {}
         self._memory: dict[Any, Any] = {}
+        self._remotes: dict[Ref, BaseRun] = {}  # the remote runs among them, live or ended lately
+        self.reset: Callable[[], Any] = _nothing_to_reset
+        self.channel_to: Callable[[], Any] = _no_channel  # the way to the server, for runs named by their id
+        self.reconciler = Reconciler()
         self.http_clients: weakref.WeakSet[Any] = weakref.WeakSet()
         self._watchers: list[Callable[[BaseRun, CancelReceipt], Any]] = []
         REGISTRIES.add(self)
@@ -64,7 +75,7 @@ class Registry:
         streamed_inside: Optional[bool],
     ) -> BaseRun:
         """A run of that name, ready to be entered. Raises `UsageError`, and then nothing was opened."""
-        name = f"run-{next(_numbers)}" if name is None else checked_name(name)
+        name = f"run-{next(_numbers)}" if name is None else checked_new_name(name)
         if timeout is not None:
             timeout = checked_seconds("timeout", timeout)
         if policy is not None:
@@ -93,10 +104,28 @@ class Registry:
             run.request_cancel(run.intent(**_stopping))
         return run
 
-    def begin(self, method: str, path: str, *, streamed: bool) -> Call:
-        """A call begins: in the innermost open scope, or as an anonymous run of its own."""
+    def begin(
+        self,
+        method: str,
+        path: str,
+        *,
+        streamed: bool,
+        passing: Optional[Passing] = None,
+        channel: Optional[Callable[[], Any]] = None,
+    ) -> Call:
+        """A call begins: in the innermost open scope, or as an anonymous run of its own.
+
+        `passing`: what it has to do with remote runs. One that starts such a run belongs to that run, which belongs
+        to the scope. `channel()` gives the way to the server.
+        """
         around = current_run.get()
         run = None if around is None else around.nearest()
+        tracker = None
+        if passing is not None and passing.creates and channel is not None:
+            run = self._unborn(passing, channel(), run)
+            tracker = cast(Remote, run.remote).tracker
+        elif passing is not None and self._remotes:
+            tracker = Tracker(passing, Watch(self))
         if run is None:
             run = self._run_class(self, f"call-{next(_numbers)}", anonymous=True)
             while self._live.setdefault(run.name, run) is not run:  # a name that the user has given
@@ -109,11 +138,53 @@ class Registry:
             streamed_inside=run.streamed_inside and not streamed,
             in_task=self._in_task,
             memory=self._memory,
+            tracker=tracker,
         )
         if _stopping is not None:
             run.request_cancel(run.intent(**_stopping))
         run.add(call)
         return call
+
+    # Remote runs
+
+    def _unborn(self, passing: Passing, channel: Any, around: Optional[BaseRun]) -> BaseRun:
+        """The run of a remote run that a call is about to start."""
+        run = self._run_class(self, f"{passing.kind.name} {next(_numbers)}", parent=around, policy=None, anonymous=True)
+        run.remote = Remote(passing.kind, channel)
+        run.remote.tracker = Tracker(passing, Birth(self, run))
+        run.remote.listen(run.remote_changed)
+        if around is not None:
+            run.streamed_inside = around.streamed_inside
+            run.join_parent()
+        self._live[run.name] = run
+        return run
+
+    def christen(self, run: BaseRun, ref: Ref) -> None:
+        """The id of a remote run is known: from now on that is its name."""
+        if self._live.get(run.name) is run:
+            del self._live[run.name]
+        run.name = str(ref)
+        self._live[run.name] = run
+        self._remotes[ref] = run
+
+    def remote_run(self, ref: Ref, word: Optional[str] = None) -> BaseRun:
+        """The run of a remote run that was named by its id, or by an object of the SDK that said `word`."""
+        run = self._remotes.get(ref)
+        if run is None:
+            run = self._run_class(self, str(ref), anonymous=True)
+            run.remote = Remote(kinds.kind(ref.kind), self.channel_to(), ref)
+            run.remote.listen(run.remote_changed)
+            run = self._remotes.setdefault(ref, run)
+            self._live.setdefault(run.name, run)
+        if word is not None:
+            self.observe(ref, word, Evidence.STATUS)
+        return run
+
+    def observe(self, ref: Ref, word: str, evidence: Evidence, asked_at: Optional[float] = None) -> None:
+        """A remote run's status was seen passing by, in the answer to a request of `asked_at`."""
+        run = self._remotes.get(ref)
+        if run is not None and run.remote is not None and run.remote.observe(word, evidence, asked_at):
+            self.reconciler.revived(run)
 
     # Looking up
 
@@ -138,12 +209,21 @@ class Registry:
         if isinstance(target, BaseRun):
             return target
         if isinstance(target, str):
-            return self.get(checked_name(target))
+            name = checked_name(target)
+            if name not in self._live and name not in self._ended:
+                ref = kinds.parse(name)
+                if ref is not None:
+                    return self.remote_run(ref)
+            return self.get(name)
         call = call_of(target)
         if call is None:
+            found = kinds.of_object(target)
+            if found is not None:
+                return self.remote_run(*found)
             raise UnknownRunError(
-                f"There is nothing to cancel in {type(target).__name__!r}: give the name of a run, a run, or a stream "
-                "that came from this client."
+                f"There is nothing to cancel in {type(target).__name__!r}: give the name of a run, a run, a stream "
+                "that came from this client, the address of a remote run, such as 'response:resp_123', or the object "
+                "that the SDK gave for it."
             )
         run = cast(BaseRun, call.run)
         return run if run.anonymous else self._alone(run, call)
@@ -162,11 +242,21 @@ class Registry:
         """The nearest policy: of this cancel, the run, the runs around it, the client, the settings."""
         if explicit is not None:
             return checked_policy(explicit)
-        while run is not None:
-            if run.policy is not None:
-                return run.policy
-            run = run.parent
-        return self.policy or policy_in_force()
+        kind = "call" if run is None or run.remote is None else run.remote.kind.name
+        around = run
+        while around is not None:
+            if around.policy is not None:
+                return around.policy
+            around = around.parent
+        if self.policy is not None:
+            return self.policy
+        policy = policy_in_force(kind)
+        if run is not None and run.remote is None and run.children:
+            # A scope's cancel takes as long as that of the slowest kind in it.
+            slowest = max((self.policy_for(each, None).timeout for each in list(run.children.values())), default=0.0)
+            if slowest > policy.timeout:
+                policy = policy.replace(timeout=slowest)
+        return policy
 
     # What becomes of runs
 
@@ -174,12 +264,14 @@ class Registry:
         """The run has ended: it is remembered for a while."""
         if self._live.get(run.name) is run:
             del self._live[run.name]
-            if not run.anonymous or run.cancelled:
+            if not run.anonymous or run.cancelled or run.remote is not None:
                 self._ended.pop(run.name, None)  # so that it goes to the end of the queue
                 self._ended[run.name] = run
                 with contextlib.suppress(KeyError, RuntimeError, StopIteration):  # somebody else made room
                     while len(self._ended) > KEPT:
-                        del self._ended[next(iter(self._ended))]
+                        gone = self._ended.pop(next(iter(self._ended)))
+                        if gone.remote is not None and gone.remote.ref is not None:
+                            self._remotes.pop(gone.remote.ref, None)
 
     def settled(self, run: BaseRun, receipt: CancelReceipt) -> None:
         """A cancel has an outcome: tell whoever watches."""
@@ -193,6 +285,14 @@ class Registry:
         return [run.request_cancel(run.intent(**facts)) for run in tops]
 
 
+def _nothing_to_reset() -> int:
+    return 0
+
+
+def _no_channel() -> Any:
+    raise UsageError("The client is gone, so there is no way to the server. Keep the client, and cancel through it.")
+
+
 _stopping: Optional[dict[str, Any]] = None
 
 
@@ -200,6 +300,17 @@ def stop_new_runs(**facts: Any) -> None:
     """From now on every new run of the process is born cancelled, with these facts of an intent. For its end."""
     global _stopping
     _stopping = facts
+
+
+def checked_new_name(name: Any) -> str:
+    """A name for a new run, or `UsageError`: it must not look like the address of a remote run."""
+    checked = checked_name(name)
+    kind = checked.partition(":")[0]
+    if ":" in checked and kind in kinds.kinds():
+        raise UsageError(
+            f"{checked!r} looks like the address of a {kind}. Give the run another name, such as 'chat-42'."
+        )
+    return checked
 
 
 def checked_name(name: Any) -> str:

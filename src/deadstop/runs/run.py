@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
+from deadstop.calls import timers
 from deadstop.calls.call import Call
 from deadstop.core.model import CancelReceipt, Cause, Intent, Level
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import DeadstopError, RunCancellationTimeoutError, RunCancelledError, UsageError
-from deadstop.runs import timers
 from deadstop.runs.cancelling import Cancelling
+from deadstop.runs.remote import Remote
 
 if TYPE_CHECKING:
     from deadstop.runs.registry import Registry
@@ -54,6 +55,7 @@ class BaseRun:
         "parent",
         "policy",
         "registry",
+        "remote",
         "streamed_inside",
         "timeout",
     )
@@ -78,6 +80,7 @@ class BaseRun:
         self.metadata = metadata
         self.streamed_inside = streamed_inside
         self.anonymous = anonymous
+        self.remote: Optional[Remote] = None  # of a run that is one remote run
         self.opened = time.monotonic()
         self.cancelled = False
         self.ended = False
@@ -190,6 +193,8 @@ class BaseRun:
             for child in list(self.children.values()):
                 if not child.cancelled:
                     cancelling.struck_child(child._strike(child.intent_of(intent)))
+                elif child.remote is not None:
+                    cancelling.struck_child(child._cancelling["it"])
             cancelling.struck(calls)
         return cancelling
 
@@ -230,9 +235,13 @@ class BaseRun:
         late = cancelling.timed_out(call) if call is not None else None
         if late is not None:
             return RunCancellationTimeoutError(receipt=late)
-        intent = cancelling.intent
+        run, intent = cancelling.run, cancelling.intent
+        while run.remote is not None and intent.cause is Cause.PARENT and run.parent is not None:
+            # The user knows the scope that was cancelled, and not the address of what was started in it.
+            run = run.parent
+            intent = run._cancelling["it"].intent
         return RunCancelledError(
-            run=cancelling.run.name,
+            run=run.name,
             reason=intent.reason,
             actor=intent.actor,
             cause=intent.cause,
@@ -251,7 +260,12 @@ class BaseRun:
         if self.calls.pop(call.id, None) is not None:
             self.chunks += 0 if self.cancelled else call.chunks
             self.characters += 0 if self.cancelled else call.characters
-        if self.anonymous:
+        if self.anonymous and (self.remote is None or self.remote.over or self.remote.lost):
+            self.end()
+
+    def remote_changed(self, remote: Remote) -> None:
+        """Something was learned of the remote run that this run is."""
+        if (remote.over or remote.lost) and not self.calls:
             self.end()
 
     def enter(self) -> None:
@@ -259,15 +273,19 @@ class BaseRun:
         if self._entered or self.ended:
             raise UsageError(f"Run {self.name!r} was entered before. Open a run for each `with` block.")
         self._entered = True
+        self.join_parent()
+        if self.timeout is not None:
+            self._timer = timers.at(self.opened + self.timeout, self._expire)
+        self._outer = current_run.get()
+        current_run.set(self)
+
+    def join_parent(self) -> None:
+        """From now on what happens to the run around it happens to this one, too (I15)."""
         if self.parent is not None:
             self.parent.children[id(self)] = self
             if self.parent.cancelled:
                 above: Any = self.parent._cancelling.get("it")
                 self.request_cancel(self.intent(reason=above and above.intent.reason, cause=Cause.PARENT))
-        if self.timeout is not None:
-            self._timer = timers.at(self.opened + self.timeout, self._expire)
-        self._outer = current_run.get()
-        current_run.set(self)
 
     def _expire(self) -> None:
         self.cancel_soon(reason=f"its {self.timeout:g} s are over", cause=Cause.DEADLINE)
@@ -281,7 +299,8 @@ class BaseRun:
             while outer is not None and outer.ended:
                 outer = outer._outer or outer.parent
             current_run.set(outer)
-        return list(self.calls.values())
+        inside = [each for child in list(self.children.values()) if child.remote for each in child.calls.values()]
+        return [*self.calls.values(), *inside]
 
     def nearest(self) -> Optional[BaseRun]:
         """The scope that what is started in this one's context belongs to: this one, or around it, if it has ended.
@@ -297,7 +316,7 @@ class BaseRun:
         """Nothing more belongs to the run."""
         if not self.ended:
             self.ended = True
-            if self.parent is not None:
+            if self.parent is not None and self.remote is None:  # what came of a remote run stays on the record (I14)
                 self.parent.children.pop(id(self), None)
             self.registry.retire(self)
 

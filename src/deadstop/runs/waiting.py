@@ -65,8 +65,8 @@ FIRST = 0.05
 
 
 def first_wait(cancelling: Cancelling, asked: Wish) -> Optional[Call]:
-    """The call to wait for at once; None if there is none that may be waited for."""
-    if asked.level in (Level.SENT, Level.ACCEPTED):
+    """The call to wait for at once; None if there is none that may be waited for, or there is more to be done."""
+    if asked.level in (Level.SENT, Level.ACCEPTED) or cancelling.has_remotes():
         return None
     pending = cancelling.pending()
     return pending[-1] if pending and not stuck(cancelling) else None
@@ -86,7 +86,7 @@ def overdue(cancelling: Cancelling, asked: Terms) -> bool:
         cancelling.deadline_passed()
     elif now >= asked.grace:
         cancelling.grace_spent()
-    return now >= asked.deadline
+    return now >= asked.deadline or (now >= asked.grace and asked.on_timeout == "detach")
 
 
 def stuck(cancelling: Cancelling) -> bool:

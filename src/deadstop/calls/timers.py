@@ -10,17 +10,19 @@ import threading
 import time
 from typing import Callable
 
-__all__ = ["at"]
+__all__ = ["Timer", "at"]
 
 log = logging.getLogger("deadstop")
 
 _lock = threading.Condition()
-_heap: list[_Timer] = []
+_heap: list[Timer] = []
 _running = False
 _order = itertools.count()
 
 
-class _Timer:
+class Timer:
+    """Work that is due at a moment, until it is stopped."""
+
     __slots__ = ("_work", "due", "order")
 
     def __init__(self, due: float, work: Callable[[], None]) -> None:
@@ -28,7 +30,7 @@ class _Timer:
         self.order = next(_order)
         self._work: Callable[[], None] | None = work
 
-    def __lt__(self, other: _Timer) -> bool:
+    def __lt__(self, other: Timer) -> bool:
         return (self.due, self.order) < (other.due, other.order)
 
     def stop(self) -> None:
@@ -46,10 +48,10 @@ class _Timer:
             work()
 
 
-def at(due: float, work: Callable[[], None]) -> _Timer:
+def at(due: float, work: Callable[[], None]) -> Timer:
     """Have `work` called at `due` (seconds, `time.monotonic`), in a thread of ours. It must not block."""
     global _running
-    timer = _Timer(due, work)
+    timer = Timer(due, work)
     with _lock:
         heapq.heappush(_heap, timer)
         if _running:

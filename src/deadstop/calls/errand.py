@@ -1,0 +1,118 @@
+"""An errand: a request of our own, a cancel or a status read. A call like any other, but nobody's run.
+
+So its times and network facts are noted as those of every call, and it can be interrupted when its time is up.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+from dataclasses import dataclass
+from typing import Any, Callable, Optional
+
+from deadstop.calls.call import Call
+from deadstop.core.model import Attempt, Phase
+from deadstop.errors import DeadstopError, RunCancelledError
+
+__all__ = ["Errand", "Result", "retry_after"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of an errand. `status` is None where there was no answer, `data` where that was no JSON.
+
+    `may_have_arrived`: a byte of it may have left. `phase`: how far it got. `retry_after` is in seconds.
+    """
+
+    attempt: Attempt
+    status: Optional[int] = None
+    data: Any = None
+    retry_after: Optional[float] = None
+    may_have_arrived: bool = False
+    phase: Phase = Phase.UNKNOWN
+
+
+class _Nobody:
+    def remove(self, call: Call) -> None:
+        pass
+
+    def error(self, call: Call) -> DeadstopError:
+        return RunCancelledError(run=f"{call.method} {call.path}", reason="its time was up")
+
+
+_NOBODY = _Nobody()
+
+
+class Errand(Call):
+    """One request of our own. `on_left` is told once when the request has been written."""
+
+    __slots__ = ("_on_left", "ended_in")
+
+    def __init__(self, method: str, path: str, on_left: Callable[[], None], *, in_task: bool = False) -> None:
+        super().__init__(_NOBODY, method, path, streamed=False, streamed_inside=False, in_task=in_task)
+        self._on_left: Optional[Callable[[], None]] = on_left
+        self.ended_in = Phase.UNKNOWN
+
+    def leave(self) -> None:
+        if self.phase is not Phase.ENDED:
+            self.ended_in = self.phase
+        super().leave()
+
+    def request_sent(self) -> None:
+        super().request_sent()
+        tell, self._on_left = self._on_left, None
+        if tell is not None:
+            tell()
+
+    def result(self, number: int, answer: Any = None, error: Optional[BaseException] = None) -> Result:
+        """The result, from the HTTP response `answer` or from the `error` it ended with.
+
+        An error of the SDK's that carries a response is an answer.
+        """
+        if answer is None:
+            answer = getattr(error, "response", None)
+        phase = self.phase_at_cancel or self.ended_in
+        facts = {**self._attempt, "number": number, "ended": time.monotonic()}
+        facts.setdefault("started", self.started)
+        if answer is None:
+            facts["error"] = _in_words(error, self.cancelled, facts.get("error"))
+            return Result(Attempt(**facts), may_have_arrived=self.sent, phase=phase)
+        wait = retry_after(answer.headers)
+        facts.update(status=answer.status_code, request_id=answer.headers.get("x-request-id"), retry_after=wait)
+        return Result(Attempt(**facts), answer.status_code, _json(answer), wait, True, phase)
+
+
+def _in_words(error: Optional[BaseException], timed_out: bool, noted: Optional[str]) -> str:
+    if noted is not None and not timed_out:
+        return noted
+    if timed_out:
+        return "its time was up"
+    cause = getattr(error, "__cause__", None) or error
+    return f"{type(cause).__name__}: {cause}"
+
+
+def _json(answer: Any) -> Any:
+    try:
+        return json.loads(answer.content)
+    except (ValueError, RuntimeError):  # not JSON; not read
+        return None
+
+
+def retry_after(headers: Any) -> Optional[float]:
+    """How long (seconds) the server asks to wait: `retry-after-ms`, or `Retry-After` in seconds or as a date."""
+    try:
+        return max(0.0, float(headers["retry-after-ms"]) / 1000)
+    except (KeyError, ValueError):
+        pass
+    given = headers.get("retry-after")
+    if given is None:
+        return None
+    try:
+        wait = float(given)
+    except ValueError:
+        try:
+            wait = email.utils.parsedate_to_datetime(given).timestamp() - time.time()
+        except (TypeError, ValueError, IndexError, OverflowError):
+            return None
+    return max(0.0, wait) if wait == wait and wait != float("inf") else None

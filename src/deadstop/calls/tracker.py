@@ -1,0 +1,192 @@
+"""What a call's answer says about remote runs: their ids, and how they stand.
+
+It looks at the bytes that pass, below the SDK. So it does not matter whether the caller wants a model, a raw response
+or a stream, or no longer wants anything: a call that was cancelled while it starts a remote run is read on, unseen,
+until its answer has told the run's id. Only then can the run be cancelled (I12).
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, cast
+
+from deadstop.calls.reassemble.sse import EventStream
+from deadstop.core.model import Evidence
+from deadstop.kinds.base import Ref
+from deadstop.kinds.register import Passing
+
+if TYPE_CHECKING:
+    from deadstop.calls.call import Call
+
+__all__ = ["Listener", "Tracker"]
+
+LARGEST = 8 << 20
+"""Bytes of an answer that are kept to be read; an object of a remote run is never so large."""
+
+
+Decode = Callable[[bytes], bytes]
+
+
+class Listener(Protocol):
+    """Who wants to know."""
+
+    def learned(self, ref: Ref, word: Optional[str]) -> None:
+        """The call has brought a new run, and this is its address."""
+
+    def observed(self, ref: Ref, word: str, evidence: Evidence, asked_at: Optional[float]) -> None:
+        """A run's status was seen, in the answer to a request of `asked_at` (monotonic seconds)."""
+
+    def lost(self, never_ran: bool) -> None:
+        """The call that was to bring a run is over without one. `never_ran`: and provably none was made."""
+
+
+class Tracker:
+    """Follows one call that concerns remote runs of a kind."""
+
+    __slots__ = (
+        "_asked_at",
+        "_chunks",
+        "_decode",
+        "_events",
+        "_listener",
+        "_size",
+        "heard",
+        "learned",
+        "over",
+        "passing",
+        "released",
+        "sent_at",
+        "streamed",
+        "suspects",
+        "terminal",
+    )
+
+    def __init__(self, passing: Passing, listener: Listener) -> None:
+        self.passing = passing
+        self.streamed = False
+        self.learned: Optional[Ref] = None
+        self.terminal = False
+        self.released = False  # nobody waits for what is still to come
+        self.over = False
+        self.heard = False  # a transport of ours shows us the answer
+        self.sent_at: Optional[float] = None  # when the request first left: unix seconds
+        self.suspects = 0  # earlier attempts whose answer was lost: each may have made a run that nobody knows of
+        self._asked_at: Optional[float] = None
+        self._listener = listener
+        self._begin()
+
+    def _begin(self) -> None:
+        self._chunks: list[bytes] = []
+        self._size = 0
+        self._events: Optional[EventStream] = None
+        self._decode: Optional[Decode] = None
+
+    def holds(self, call: Call) -> bool:
+        """Whether a cancel must leave `call` at its work for now: its answer is still needed."""
+        if self.released or self.over or not call.sent:
+            return False
+        if self.passing.creates and self.learned is None:
+            return True
+        return self.streamed and self.learned is not None and not self.terminal
+
+    # What the transport tells
+
+    def sending(self) -> None:
+        """An attempt is about to leave."""
+        if self.sent_at is None:
+            self.sent_at = time.time()
+        self._asked_at = time.monotonic()
+
+    def failed(self, call: Call) -> None:
+        """An attempt ended without an answer."""
+        if self.passing.creates and call.sent:
+            self.suspects += 1
+
+    def headers(self, response: Any) -> None:
+        """An answer begins."""
+        self.heard = True
+        self._begin()
+        if response.status_code >= 400:
+            self._size = LARGEST + 1  # an error is no run
+            return
+        self._decode, piecemeal = _decoder(response)
+        self.streamed = response.headers.get("content-type", "").startswith("text/event-stream")
+        if self.streamed and piecemeal:
+            self._events = EventStream()
+
+    def feed(self, chunk: Optional[bytes]) -> None:
+        """Bytes of the answer have come; None: that was all."""
+        if self._size > LARGEST:
+            return
+        try:
+            if self._events is not None:
+                for _, data in self._events.feed(self._decoded(chunk)) if chunk else self._events.end():
+                    self._see_event(data)
+            elif chunk is None and self.streamed:
+                for _, data in EventStream().feed(self._decoded(b"".join(self._chunks))):
+                    self._see_event(data)
+            elif chunk is None:
+                self._see(json.loads(self._decoded(b"".join(self._chunks))), Evidence.STATUS)
+            else:
+                self._size += len(chunk)
+                self._chunks.append(chunk)
+        except Exception:  # not what it said it was; that is the SDK's to report
+            self._size = LARGEST + 1
+
+    def _decoded(self, data: bytes) -> bytes:
+        return data if self._decode is None else self._decode(data)
+
+    def see(self, result: Any) -> None:
+        """The SDK's object for the answer: where no transport told us anything."""
+        if not self.heard:
+            dump = (
+                getattr(result, "to_dict", None) or getattr(result, "model_dump", None) or getattr(result, "dict", None)
+            )
+            if callable(dump):
+                self._see(dump(), Evidence.STATUS)
+
+    def _see_event(self, data: bytes) -> None:
+        # Only events that carry a whole object: a delta has no status, and there are thousands of them.
+        if b'"object"' in data:
+            self._see(json.loads(data), Evidence.EVENTS)
+
+    def _see(self, data: Any, evidence: Evidence) -> None:
+        kind, within = self.passing.kind, self.passing.within
+        found = kind.find(data, within=within)
+        if found is None and evidence is Evidence.STATUS and isinstance(data, dict):
+            found = kind.take(data, within=within)
+        if found is None:
+            return
+        ref, word = found
+        if self.passing.creates and self.learned is None:
+            self.learned = ref
+            self._listener.learned(ref, word)
+        if word is not None:
+            if kind.read(word).is_over:
+                self.terminal = True
+            self._listener.observed(ref, word, evidence, self._asked_at)
+
+    def end(self, call: Call) -> None:
+        """The call is over."""
+        if self.over:
+            return
+        self.over = True
+        if self.passing.creates and self.learned is None:
+            status = call.status
+            # 408: the server gave up, and whoever is behind it may not have. 5xx: anything may have happened.
+            refused = status is not None and 400 <= status < 500 and status != 408
+            self._listener.lost(not call.sent or (refused and not self.suspects))
+
+
+def _decoder(response: Any) -> tuple[Optional[Decode], bool]:
+    """What decodes the answer's bytes, if anything must; and whether it can do so piece by piece."""
+    encoding = response.headers.get("content-encoding", "")
+    if encoding in ("", "identity"):
+        return None, True
+    if encoding in ("gzip", "x-gzip", "deflate"):
+        return zlib.decompressobj(zlib.MAX_WBITS | 32).decompress, True  # 32: whichever of the two headers it finds
+    # The client asked for it, so its own response class can read it (Brotli, Zstandard), once it is whole.
+    headers = {"content-encoding": encoding}
+    return lambda data: cast(bytes, type(response)(200, headers=headers, content=data).content), False

@@ -1,0 +1,351 @@
+"""The chase after one remote run: the core's machine, and the requests it asks for.
+
+Nothing here waits. Events come from whoever has them (a worker or a task with an answer, a timer, a stream that is
+read elsewhere, a canceller whose time is up); they are queued, and whoever gets the lock works the queue off.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import threading
+import time
+from collections import deque
+from dataclasses import replace
+from functools import partial
+from typing import Any, Callable, Optional
+
+from deadstop.calls import timers
+from deadstop.calls.completion import Completion
+from deadstop.calls.errand import Result
+from deadstop.core.budget import Budget, plan
+from deadstop.core.cancellation import Target
+from deadstop.core.diagnosis import Facts, diagnose
+from deadstop.core.machine import (
+    AbandonWait,
+    Answer,
+    Cancellation,
+    CancelRequested,
+    DeadlinePassed,
+    Effect,
+    Event,
+    GraceSpent,
+    IdLearned,
+    InterruptCall,
+    NeverSent,
+    PlanRetry,
+    ReadFailed,
+    ReadStatus,
+    Record,
+    Recorded,
+    Replied,
+    RequestLeft,
+    RetryPlanned,
+    SendCancel,
+    SendFailed,
+    Settle,
+    StartTimer,
+    StatusRead,
+    TimerFired,
+    step,
+)
+from deadstop.core.model import Attempt, Diagnosis, Evidence, Intent, Level, Outcome, Phase, RunStatus
+from deadstop.core.policy import CancelPolicy
+from deadstop.runs.remote import Remote
+
+__all__ = ["Chase"]
+
+HOPELESS = 2
+"""After how many status reads that can't succeed (401, 403, 404 of a run that is not young) a chase ends early."""
+
+_budgets: dict[str, Budget] = {}  # by base URL: retries are rationed for each server (I20)
+
+
+class Chase:
+    """One cancellation of a remote run, until it is settled.
+
+    `settled(chase)` is called at each outcome: the first, and the one that refines an unconfirmed one. `let_go()` is
+    called when whoever waits for the run in this process is to be freed.
+    """
+
+    def __init__(
+        self, remote: Remote, policy: CancelPolicy, *, settled: Callable[[Chase], None], let_go: Callable[[], None]
+    ) -> None:
+        self.remote = remote
+        self.policy = policy
+        self.machine = Cancellation.new(Target.UNBORN if remote.ref is None else Target.REMOTE, poll=policy.poll)
+        self.cancels: list[Attempt] = []
+        self.reads: list[Attempt] = []
+        self.left = Completion()  # answers those who wait for `sent`
+        self.accepted = Completion()  # `accepted`
+        self.done = Completion()  # `confirmed`, or as near as it got
+        self.settled_at: Optional[float] = None
+        self._settled = settled
+        self._let_go = let_go
+        self._inbox: deque[Event] = deque()
+        self._lock = threading.Lock()
+        self._bounds: list[timers.Timer] = []  # grace and deadline
+        self._timers: list[timers.Timer] = []  # the last ones that the machine asked for
+        self._abandon: Callable[[], None] = _nothing
+        self._heard: Optional[tuple[RunStatus, Optional[str]]] = None  # what the last answer to a cancel said
+        self._hopeless = 0
+        self._wrong_target = False
+        self._connection_lost = False
+        self._phase = Phase.UNKNOWN
+        self._statuses: list[int] = []
+        if remote.status.is_over:
+            self.feed(self._seen(0.0))
+        remote.listen(self._changed)
+
+    # What happened
+
+    def begin(self, intent: Intent) -> None:
+        """Somebody wants the run cancelled. `intent.deadline` may be infinite: the policy's timeout bounds it then."""
+        deadline = intent.deadline if math.isfinite(intent.deadline) else intent.at + self.policy.timeout
+        grace = min(intent.at + self.policy.grace, deadline)
+        self.feed(CancelRequested(at=intent.at, intent=replace(intent, deadline=deadline)))
+        if not self.machine.ended:
+            self._bounds = [timers.at(grace, self.grace_spent), timers.at(deadline, self.deadline_passed)]
+            if self.done.is_set():  # meanwhile
+                self._stop_timers()
+
+    def join(self, intent: Intent) -> None:
+        """Somebody else wants the same."""
+        self.feed(CancelRequested(at=time.monotonic(), intent=intent))
+
+    def grace_spent(self) -> None:
+        """The gentle way had its time."""
+        self.feed(GraceSpent(at=time.monotonic()))
+
+    def deadline_passed(self) -> None:
+        """Time is up: what is not known by now stays unconfirmed, until it is."""
+        self.feed(DeadlinePassed(at=time.monotonic()))
+
+    def stop(self) -> None:
+        """Nobody wants to know any more: the client is closed."""
+        self.remote.leave(self._changed)
+        self._stop_timers()
+        self._abandon()
+
+    def _changed(self, remote: Remote) -> None:
+        now = time.monotonic()
+        if remote.never_ran:
+            self.feed(NeverSent(at=now))
+        elif remote.lost:
+            self._connection_lost = True
+            self.deadline_passed()  # there is no id to come, so there is nothing to wait for
+        else:
+            if not self.machine.known and remote.ref is not None:
+                self.feed(IdLearned(at=now))
+            if remote.status.is_over:
+                self.feed(self._seen(now))
+
+    def _seen(self, now: float) -> StatusRead:
+        remote = self.remote
+        return StatusRead(at=now, run=remote.status, word=remote.word, evidence=remote.evidence)
+
+    # The machine
+
+    def feed(self, event: Event) -> None:
+        """Tell the machine, and do what it asks for. Never blocks; any thread."""
+        self._inbox.append(event)
+        while self._inbox and self._lock.acquire(blocking=False):
+            try:
+                while self._inbox:
+                    self.machine, effects = step(self.machine, self._inbox.popleft())
+                    for effect in effects:
+                        self._perform(effect)
+            finally:
+                self._lock.release()
+
+    def _perform(self, effect: Effect) -> None:
+        now = time.monotonic()
+        if isinstance(effect, SendCancel):
+            request = self.remote.kind.to_cancel(self._ref)
+            self._send(request, effect.attempt, partial(self._replied, effect.attempt), cancel=True)
+        elif isinstance(effect, ReadStatus):
+            self._read(effect.read)
+        elif isinstance(effect, PlanRetry):
+            self._inbox.append(self._plan(effect, now))
+        elif isinstance(effect, StartTimer):
+            event = TimerFired(at=now + effect.delay, timer=effect.timer)
+            self._timers.append(timers.at(event.at, lambda: self.feed(event)))
+            del self._timers[:-2]  # the machine waits for one at a time
+        elif isinstance(effect, Record):
+            self._inbox.append(Recorded(at=now))
+        elif isinstance(effect, (InterruptCall, AbandonWait)):
+            self._let_go()
+        elif isinstance(effect, Answer):
+            self._answer(effect)
+        elif isinstance(effect, Settle):
+            self._settle()
+
+    def _answer(self, answer: Answer) -> None:
+        self.left.set()
+        if answer.level is not Level.SENT:
+            self.accepted.set()
+
+    def _settle(self) -> None:
+        if self.settled_at is None:
+            self.settled_at = time.monotonic()
+        if self.machine.outcome is not Outcome.UNCONFIRMED:
+            self.remote.leave(self._changed)
+        self._stop_timers()
+        self._abandon()
+        self._let_go()
+        self._settled(self)
+        for each in (self.left, self.accepted, self.done):
+            each.set()
+
+    def _stop_timers(self) -> None:
+        for each in [*self._bounds, *self._timers]:
+            each.stop()
+
+    def _plan(self, effect: PlanRetry, now: float) -> RetryPlanned:
+        server = self.remote.channel.base_url
+        deadline = self.machine.deadline
+        planned, _budgets[server] = plan(
+            effect,
+            at=now,
+            deadline=deadline if deadline is not None else now,
+            backoff=self.policy.backoff,
+            budget=_budgets.get(server) or Budget(),
+            random=random.random(),
+        )
+        return planned
+
+    # Requests
+
+    @property
+    def _ref(self) -> Any:
+        assert self.remote.ref is not None  # the machine sends nothing before the id is learned
+        return self.remote.ref
+
+    def _time_left(self) -> float:
+        bounds = [self.policy.attempt_timeout]
+        if self.machine.deadline is not None and not self.machine.ended:
+            bounds.append(self.machine.deadline - time.monotonic())
+        return max(min(bounds), 0.001)
+
+    def _send(self, request: Any, number: int, done: Callable[[Result], None], *, cancel: bool) -> None:
+        def send(free: Callable[[], None]) -> None:
+            if self.machine.settled is not None and self.machine.outcome is not Outcome.UNCONFIRMED:
+                free()
+                return
+
+            def finished(result: Result) -> None:
+                self._abandon = _nothing
+                free()
+                done(result)
+
+            left = partial(self._left, number) if cancel else _nothing
+            self._abandon = self.remote.channel.send(request, number, self._time_left(), left, finished)
+
+        self.remote.in_turn(send)
+
+    def _left(self, number: int) -> None:
+        self.feed(RequestLeft(at=time.monotonic(), attempt=number))
+
+    def _replied(self, number: int, result: Result) -> None:
+        self._note(result, self.cancels)
+        now = time.monotonic()
+        if result.status is None:
+            self.feed(SendFailed(at=now, attempt=number, may_have_arrived=result.may_have_arrived))
+            return
+        status, word = self._status_in(result) if result.status < 400 else (RunStatus.UNKNOWN, None)
+        self._heard = (status, word) if status.is_over else None
+        self.feed(
+            Replied(at=now, attempt=number, status=result.status, run=status, word=word, retry_after=result.retry_after)
+        )
+
+    def _read(self, number: int) -> None:
+        heard, self._heard = self._heard, None
+        if heard is not None:  # the answer to the cancel held the status: that was the read
+            self._saw(number, *heard)
+            return
+        self._send(self.remote.kind.to_read(self._ref), number, partial(self._was_read, number), cancel=False)
+
+    def _was_read(self, number: int, result: Result) -> None:
+        self._note(result, self.reads)
+        now = time.monotonic()
+        if result.status is not None and result.status < 400:
+            status, word = self._status_in(result)
+            if word is None:
+                self._lost_hope()
+                self.feed(ReadFailed(at=now, read=number))
+                return
+            self._hopeless = 0
+            self._saw(number, status, word)
+            return
+        if result.status is not None:
+            self._statuses.append(result.status)
+        if result.status == 404 and not self._is_young(now):
+            self.feed(StatusRead(at=now, run=RunStatus.GONE, read=number))
+        else:
+            self.feed(ReadFailed(at=now, read=number, retry_after=result.retry_after))
+        refused = result.status is not None and 400 <= result.status < 500
+        if refused and result.status not in (408, 409, 425, 429) and not (result.status == 404 and self._is_young(now)):
+            self._lost_hope()
+
+    def _saw(self, number: int, status: RunStatus, word: Optional[str]) -> None:
+        if word is not None:
+            self.remote.observe(word, Evidence.STATUS)  # which settles it, if it is over
+        self.feed(StatusRead(at=time.monotonic(), run=status, word=word, read=number))
+
+    def _is_young(self, now: float) -> bool:
+        return self.remote.known_at is not None and now - self.remote.known_at < self.machine.young
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether there is no point in going on: the server says that there is no such run, or that it is not ours."""
+        return self._hopeless >= HOPELESS
+
+    def _lost_hope(self) -> None:
+        self._hopeless += 1
+        if self.hopeless:
+            self.deadline_passed()
+
+    def _status_in(self, result: Result) -> tuple[RunStatus, Optional[str]]:
+        """The status that an answer holds, if the answer is about this very run (I9)."""
+        kind = self.remote.kind
+        found = kind.find(result.data, within=self._ref.ids)
+        if found is None and isinstance(result.data, dict):
+            found = kind.take(result.data, within=self._ref.ids)
+        if found is None:
+            return RunStatus.UNKNOWN, None
+        if found[0] != self._ref:
+            self._wrong_target = True
+            return RunStatus.UNKNOWN, None
+        return kind.read(found[1]), found[1]
+
+    def _note(self, result: Result, attempts: list[Attempt]) -> None:
+        attempts.append(result.attempt)
+        self._phase = result.phase if result.status is None else Phase.UNKNOWN
+
+    # What is known
+
+    def diagnosis(self) -> Diagnosis:
+        """Why it is unconfirmed."""
+        machine, remote = self.machine, self.remote
+        finished_before = remote.word if machine.over is RunStatus.FINISHED else None
+        return diagnose(
+            Facts(
+                target=machine.target,
+                attempts=tuple(self.cancels),
+                phase=self._phase,
+                caller_inside=True,
+                connection_lost=self._connection_lost,
+                statuses=tuple(self._statuses),
+                accepted=machine.accepted,
+                status=RunStatus.GONE if self._statuses and self._statuses[-1] == 404 else remote.status,
+                status_word=remote.word,
+                finished_before=finished_before,
+                wrong_target=self._wrong_target,
+                id_known=remote.ref is not None,
+                elapsed=time.monotonic() - machine.intent.at if machine.intent is not None else None,
+            )
+        )
+
+
+def _nothing() -> None:
+    pass
