@@ -55,7 +55,8 @@ def at(due: float, work: Callable[[], None]) -> Timer:
     with _lock:
         heapq.heappush(_heap, timer)
         if _running:
-            _lock.notify()
+            if _heap[0] is timer:  # or the thread wakes up in time anyway
+                _lock.notify()
         else:
             _running = True
             threading.Thread(target=_run, name="deadstop deadlines", daemon=True).start()

@@ -1,18 +1,18 @@
 """The control channel of a client: cancels and status reads on connections, timeouts and retries of their own (I16).
 
-It sends as the client does (auth, headers, Azure's settings, proxies, certificates, hooks), through a shallow twin of
-the client that has an HTTP client of its own and never retries: retrying is decided by the core.
+The SDK builds each request, so it has the client's auth, headers and Azure settings; it goes out on an HTTP client of
+the channel's own, with the user's proxies, certificates and hooks. The SDK never sends or retries it: retrying is
+decided by the core.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import importlib
 import threading
 import time
 from collections import deque
-from typing import Any, Callable, Optional
+from typing import Any, Callable, NamedTuple, Optional
 
 import anyio
 
@@ -21,6 +21,7 @@ from deadstop.calls.entry import run_blocking, run_concurrent
 from deadstop.calls.errand import Errand, Result
 from deadstop.calls.fresh import fresh_client
 from deadstop.calls.loops import Loop
+from deadstop.calls.pool import recast
 from deadstop.calls.workers import LIMIT, Workers
 from deadstop.clients.adopted import ATTRIBUTE
 from deadstop.core.model import Attempt
@@ -30,6 +31,9 @@ __all__ = ["AsyncChannel", "Channel", "package_of"]
 
 LINGER = 3.0
 """How long (seconds) unused connections of the channel are kept."""
+
+FRESH = 2.0
+"""How long (seconds) a request that the SDK has built may serve as a mould for others: tokens expire."""
 
 Done = Callable[[Result], None]
 Told = Callable[[], None]
@@ -48,8 +52,30 @@ class _Plain:
 _OVERRIDES = ("request", "_calculate_retry_timeout", "copy", "with_options", "close")
 
 
-def _twin(client: Any) -> Any:
-    """The client once more: its own HTTP client, no retries, no resources (they would keep the original alive)."""
+class _Captured(BaseException):
+    """A request that the SDK has built, taken from its hands. It must not take it for a failure to be retried."""
+
+    def __init__(self, request: Any, kwargs: dict[str, Any]) -> None:
+        super().__init__()
+        self.request = request
+        self.kwargs = kwargs
+
+
+def _capturing(cls: Any) -> type:
+    """An HTTP client that sends nothing, and gives up the request instead."""
+
+    class Capture(cls):  # type: ignore[misc]
+        def send(self, request: Any, **kwargs: Any) -> Any:
+            raise _Captured(request, kwargs)
+
+        def __del__(self) -> None:
+            """There is nothing to close."""
+
+    return Capture
+
+
+def _builder(client: Any) -> Any:
+    """The client once more, to build requests: without retries and resources (they would keep the client alive)."""
     twin = copy.copy(client)
     for name, value in list(twin.__dict__.items()):
         if name in _OVERRIDES or getattr(value, "_client", None) is client:
@@ -57,8 +83,18 @@ def _twin(client: Any) -> Any:
     twin.__dict__[ATTRIBUTE] = _Plain()
     twin._has_custom_http_client = True  # openai 1.0 closes the others in its destructor
     twin.max_retries = 0
-    twin._client = fresh_client(client._client)
+    twin._client = copy.copy(client._client)
+    recast(twin._client, _capturing)
     return twin
+
+
+class _Mould(NamedTuple):
+    """A request that the SDK has built lately, to cast others from."""
+
+    request: Any
+    kwargs: dict[str, Any]
+    path: bytes
+    made_at: float
 
 
 def package_of(thing: Any, *names: str) -> Any:
@@ -74,32 +110,74 @@ class _Channel:
     """What threads' and tasks' channels have in common."""
 
     def __init__(self, client: Any) -> None:
-        self._client = _twin(client)
+        self._builder = _builder(client)
+        self._http = fresh_client(client._client)
         self.base_url = str(getattr(client, "base_url", ""))
+        self._moulds: dict[Any, _Mould] = {}
         self._under_way = 0
         self._closing: Any = None
         self.closed = False
 
-    def _post_or_get(self, request: Request, timeout: float) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    def _arguments(self, request: Request) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+        """How to have the SDK build a request."""
+        options = {"headers": dict(request.headers), "params": dict(request.query)}
+        httpx = package_of(self._http, "httpx", "httpx2")
+        build = self._builder.post if request.method == "POST" else self._builder.get
+        return build, (request.path,), {"cast_to": httpx.Response if httpx is not None else object, "options": options}
+
+    def _cast(self, request: Request, timeout: float) -> Optional[tuple[Any, dict[str, Any]]]:
+        """The request to send, made like one of the same sort that the SDK has built lately, if there is one.
+
+        Building one takes the SDK longer than sending it.
+        """
+        mould = self._moulds.get(_sort(request))
+        if mould is None or time.monotonic() - mould.made_at > FRESH:
+            return None
+        like = mould.request
+        raw = like.url.raw_path.replace(mould.path, request.path.encode(), 1)
+        made = type(like)(like.method, like.url.copy_with(raw_path=raw), headers=like.headers.raw, content=b"")
+        return self._timed(made, timeout), mould.kwargs
+
+    def _take(self, request: Request, captured: _Captured, timeout: float) -> tuple[Any, dict[str, Any]]:
+        """The request to send, just built by the SDK."""
+        kwargs = {name: value for name, value in captured.kwargs.items() if name != "stream"}
+        path, content = request.path.encode(), getattr(captured.request, "_content", None)
+        if captured.request.url.raw_path.count(path) == 1 and content == b"":
+            self._moulds[_sort(request)] = _Mould(captured.request, kwargs, path, time.monotonic())
+        return self._timed(captured.request, timeout), kwargs
+
+    def _timed(self, request: Any, timeout: float) -> Any:
         # Per operation; the whole errand is bounded by a timer.
-        options = {"headers": dict(request.headers), "params": dict(request.query), "timeout": timeout}
-        httpx = package_of(self._client._client, "httpx", "httpx2")
-        send = self._client.post if request.method == "POST" else self._client.get
-        cast_to = httpx.Response if httpx is not None else object
-        return send, (request.path,), {"cast_to": cast_to, "options": options}
+        limits = dict.fromkeys(("connect", "read", "write", "pool"), timeout)
+        request.extensions = {**request.extensions, "timeout": limits}
+        return request
 
     def _begin(self) -> None:
         self._under_way += 1
 
     def _end(self) -> None:
         self._under_way -= 1
-        if self._under_way <= 0 and not self.closed:
-            if self._closing is not None:
-                self._closing.stop()
+        if self._under_way <= 0 and not self.closed and self._closing is None:
             self._closing = timers.at(time.monotonic() + LINGER, self._unused)
 
     def _unused(self) -> None:
+        self._closing = None
+        if self._under_way:
+            return
+        self._close_soon()
+
+    def _close_soon(self) -> None:
         raise NotImplementedError
+
+    def _stop(self) -> None:
+        self.closed = True
+        closing, self._closing = self._closing, None
+        if closing is not None:
+            closing.stop()
+
+
+def _sort(request: Request) -> Any:
+    return request.method, tuple(request.query.items()), tuple(request.headers.items())
 
 
 class Channel(_Channel):
@@ -107,7 +185,7 @@ class Channel(_Channel):
 
     def __init__(self, client: Any) -> None:
         super().__init__(client)
-        blocking.hook_client(self._client._client)
+        blocking.hook_client(self._http)
         self._workers = Workers()
 
     def spawn(self, work: Told) -> bool:
@@ -130,10 +208,10 @@ class Channel(_Channel):
             timer = timers.at(state["due"], errand.interrupt)
             if "abandoned" in state:
                 errand.interrupt()
-            send, args, kwargs = self._post_or_get(request, timeout)
             self._begin()
             try:
-                result = errand.result(number, run_blocking(errand, send, args, kwargs))
+                made, options = self._cast(request, timeout) or self._build(request, timeout)
+                result = errand.result(number, run_blocking(errand, self._http.send, (made,), options))
             except Exception as error:
                 result = errand.result(number, error=error)
             finally:
@@ -149,22 +227,25 @@ class Channel(_Channel):
         self._workers.submit(work)
         return abandon
 
-    def _unused(self) -> None:
-        if not self._under_way:
-            self._workers.submit(self._close_idle)
+    def _build(self, request: Request, timeout: float) -> tuple[Any, dict[str, Any]]:
+        build, args, kwargs = self._arguments(request)
+        try:
+            build(*args, **kwargs)
+        except _Captured as captured:
+            return self._take(request, captured, timeout)
+        raise AssertionError("the SDK did not send what it has built")
+
+    def _close_soon(self) -> None:
+        self._workers.submit(self._close_idle)
 
     def _close_idle(self) -> None:
-        with contextlib.suppress(Exception):
-            blocking.reset_client(self._client._client)
+        blocking.reset_client(self._http)
 
     def close(self) -> None:
         """Close the channel's connections. What is under way ends; nothing more can be sent. Idempotent."""
         if not self.closed:
-            self.closed = True
-            if self._closing is not None:
-                self._closing.stop()
-            with contextlib.suppress(Exception):
-                blocking.close_pools(self._client._client)
+            self._stop()
+            blocking.close_pools(self._http)
 
 
 class AsyncChannel(_Channel):
@@ -183,8 +264,8 @@ class AsyncChannel(_Channel):
         loop = Loop.current()
         if self._loop is None or not self._loop.is_same(loop):
             if self._loop is not None:
-                self._client._client = fresh_client(self._client._client)
-            concurrent.hook_client(self._client._client)
+                self._http = fresh_client(self._http)
+            concurrent.hook_client(self._http)
             self._running, self._loop = 0, loop
 
     def spawn(self, work: Told) -> bool:
@@ -239,12 +320,12 @@ class AsyncChannel(_Channel):
 
     async def _send(self, request: Request, number: int, timeout: float, left: Told, state: dict[str, Any]) -> Result:
         errand = state["errand"] = Errand(request.method, request.path, left, in_task=True)
-        send, args, kwargs = self._post_or_get(request, timeout)
         self._begin()
         try:
             with anyio.move_on_after(max(state["due"] - time.monotonic(), 0.0)) as scope:
                 try:
-                    return errand.result(number, await run_concurrent(errand, send, args, kwargs))
+                    made, options = self._cast(request, timeout) or await self._build(request, timeout)
+                    return errand.result(number, await run_concurrent(errand, self._http.send, (made,), options))
                 except Exception as error:
                     return errand.result(number, error=error)
             assert scope.cancelled_caught
@@ -253,22 +334,27 @@ class AsyncChannel(_Channel):
         finally:
             self._end()
 
-    def _unused(self) -> None:
-        if not self._under_way and self._loop is not None:
+    async def _build(self, request: Request, timeout: float) -> tuple[Any, dict[str, Any]]:
+        build, args, kwargs = self._arguments(request)
+        try:
+            await build(*args, **kwargs)
+        except _Captured as captured:
+            return self._take(request, captured, timeout)
+        raise AssertionError("the SDK did not send what it has built")
+
+    def _close_soon(self) -> None:
+        if self._loop is not None:
             self._loop.spawn(self._close_idle)
 
     async def _close_idle(self) -> None:
-        with contextlib.suppress(Exception):
-            await concurrent.reset_client(self._client._client)
+        if not self._under_way:
+            await concurrent.reset_client(self._http)
 
     async def aclose(self) -> None:
         """Close the channel's connections. What is under way ends; nothing more can be sent. Idempotent."""
         if not self.closed:
-            self.closed = True
-            if self._closing is not None:
-                self._closing.stop()
-            with contextlib.suppress(Exception):
-                await concurrent.close_pools(self._client._client)
+            self._stop()
+            await concurrent.close_pools(self._http)
 
 
 def _not_sent(number: int, why: str = "it was not needed any more") -> Result:

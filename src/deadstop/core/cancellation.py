@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Callable
 
 from deadstop.core.events import (
@@ -138,6 +138,15 @@ SOONEST_POLL = 0.02
 
 POLL_SHARE = 0.1
 """The wait before the next status read, as a share of the time that the cancel has taken so far."""
+
+
+def replace(c: Cancellation, **changes: Any) -> Cancellation:
+    """`c` with `changes`. As `dataclasses.replace`, which takes four times as long (it calls the constructor)."""
+    new = object.__new__(Cancellation)
+    new.__dict__.update(c.__dict__)
+    new.__dict__.update(changes)
+    return new
+
 
 Guard = Callable[[Cancellation, Any], bool]
 Next = tuple[Cancellation, tuple[Effect, ...]]

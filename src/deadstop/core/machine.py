@@ -8,9 +8,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 
-from deadstop.core.cancellation import ACTIVE, ENDED, Awaiting, Cancellation, State, Target
+from deadstop.core.cancellation import ACTIVE, ENDED, Awaiting, Cancellation, State, Target, replace
 from deadstop.core.events import (
     EVENTS,
     AbandonWait,

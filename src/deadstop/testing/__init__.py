@@ -7,6 +7,9 @@
         ...  # OpenAI(base_url=server.base_url, api_key="any")
         server.wait_for(lambda requests: requests[-1].state == "disconnected")
 
+It has remote runs, too (background responses, thread runs, batches, ...): `server.runs` says what is true of each,
+whatever a fault makes the server say, and `server.wait_for_runs` waits for it.
+
 It needs h11 (`pip install "deadstop[testing]"`), and knows neither the SDK nor its transports. POSIX only.
 """
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from deadstop.testing.proxy import FakeProxy
     from deadstop.testing.record import RequestRecord
     from deadstop.testing.reply import Audio, Extra, Reply, ToolCall
+    from deadstop.testing.runs import RunRecord
     from deadstop.testing.server import FakeOpenAI
 
 __all__ = [
@@ -33,6 +37,7 @@ __all__ = [
     "FakeProxy",
     "Reply",
     "RequestRecord",
+    "RunRecord",
     "ToolCall",
     "faults",
     "full_backlog",
@@ -48,6 +53,7 @@ _HOME = {
     "FakeProxy": "proxy",
     "Reply": "reply",
     "RequestRecord": "record",
+    "RunRecord": "runs",
     "ToolCall": "reply",
     "full_backlog": "backlog",
     "serve": "process",

@@ -6,14 +6,16 @@ import contextlib
 import socket
 import ssl
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from deadstop.testing import render_other, routes
+from deadstop.testing import render_other, routes, run_kinds
 from deadstop.testing.control import PREFIX, Control
 from deadstop.testing.exchange import Exchange
 from deadstop.testing.need_h11 import h11
 from deadstop.testing.record import RecordBook, RequestRecord
+from deadstop.testing.run_exchange import RunExchange
+from deadstop.testing.runs import RunStore
 from deadstop.testing.sse import decode_json, encode_json
 from deadstop.testing.wire import Ended, PeerGone, Wire
 
@@ -34,6 +36,7 @@ class Connection:
         stop_fd: int,
         script: Script,
         book: RecordBook,
+        runs: RunStore,
         control: Control,
         ssl_context: ssl.SSLContext | None,
     ) -> None:
@@ -42,6 +45,7 @@ class Connection:
         """Whether this is the remote control's, which does not count as traffic."""
         self._wire = Wire(sock, stop_fd)
         self._script, self._book, self._control, self._ssl_context = script, book, control, ssl_context
+        self._runs = runs
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=_MAX_HEADERS)
         self._requests = 0
 
@@ -102,16 +106,17 @@ class Connection:
         record.received_at = time.monotonic()
         record.state = "generating"
         self._book.touch()
+        shared: Any = {"script": self._script, "wire": self._wire, "http": self._http, "book": self._book}
+        asked = run_kinds.find(record.method, record.path, record.body)
         shape = routes.find(record.method, record.path)
-        if shape is None:
+        if asked is not None:
+            RunExchange(asked, self._runs, record, self._script.faults_for(record), **shared).run()
+        elif shape is None:
             self._refuse_record(record, 404, f"Unknown request URL: {record.method} {record.path}.")
         elif record.method == "POST" and not isinstance(record.body, dict):
             self._refuse_record(record, 400, "The body of the request is not a JSON object.")
         else:
-            faults = self._script.faults_for(record)
-            Exchange(
-                record, shape, faults, script=self._script, wire=self._wire, http=self._http, book=self._book
-            ).run()
+            Exchange(record, shape, self._script.faults_for(record), **shared).run()
 
     def _refuse_record(self, record: RequestRecord, status: int, message: str) -> None:
         record.status = status

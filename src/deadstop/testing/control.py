@@ -9,6 +9,7 @@ from urllib.parse import parse_qs
 
 from deadstop.testing import faults as fault_kinds
 from deadstop.testing.record import RecordBook, RequestRecord
+from deadstop.testing.runs import RunStore
 from deadstop.testing.script import Script
 from deadstop.testing.sse import decode_json
 
@@ -19,12 +20,13 @@ class Control:
     """Answers control requests. Paths and parameters:
 
     `GET records` -> list of records; with `wait=STATE`, `id=N`, `tokens=N` (at least so many sent) and
-    `timeout=S` only once a record is so, or after the time, then with status 408. `POST faults` `{"fault",
+    `timeout=S` only once a record is so, or after the time, then with status 408. `GET runs` -> list of remote runs
+    as they stand. `POST faults` `{"fault",
     "args", "path", "model", "times"}`, `POST clear`, `POST reset`.
     """
 
-    def __init__(self, script: Script, book: RecordBook) -> None:
-        self._script, self._book = script, book
+    def __init__(self, script: Script, book: RecordBook, runs: RunStore) -> None:
+        self._script, self._book, self._runs = script, book, runs
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -38,6 +40,8 @@ class Control:
         try:
             if (method, name) == ("GET", "records"):
                 return self._records({key: values[-1] for key, values in parse_qs(query).items()})
+            if (method, name) == ("GET", "runs"):
+                return 200, [dataclasses.asdict(run) for run in self._runs.records()]
             if (method, name) == ("POST", "faults"):
                 self._add(decode_json(body))
             elif (method, name) == ("POST", "clear"):
@@ -45,6 +49,7 @@ class Control:
             elif (method, name) == ("POST", "reset"):
                 self._script.clear()
                 self._book.reset()
+                self._runs.forget()
             else:
                 return 404, {"error": f"The control knows no {method} {path}."}
         except (TypeError, ValueError, KeyError) as error:

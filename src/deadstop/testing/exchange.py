@@ -122,10 +122,13 @@ class Exchange:
             record.state = state
             self._book.touch()
 
-    def _run_streamed(self) -> None:
+    def _open_stream(self) -> None:
         self._chunked = self._http.their_http_version != b"1.0"
         self._head = self._headers(200, [("content-type", _SSE), ("cache-control", "no-cache")])
         self.send_raw(b"")
+
+    def _run_streamed(self) -> None:
+        self._open_stream()
         total = self._shape.tokens(self.reply, self.body)
         ending = False
         for event in self._shape.events(self.reply, self.body, self._stamp()):

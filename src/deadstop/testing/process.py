@@ -19,6 +19,7 @@ from urllib.parse import urlencode, urlsplit
 
 from deadstop.testing.faults.base import Fault
 from deadstop.testing.record import RequestRecord
+from deadstop.testing.runs import RunRecord
 from deadstop.testing.server import FakeOpenAI
 
 _SOURCES = str(Path(__file__).resolve().parents[2])
@@ -128,6 +129,11 @@ class FakeProcess:
     def records(self) -> list[RequestRecord]:
         """The server's records as they are now; copies. Their times are this machine's monotonic clock."""
         return self._parse(self._ask("GET", "records")[1])
+
+    def runs(self) -> list[RunRecord]:
+        """The server's remote runs as they stand now. Their times are this machine's monotonic clock."""
+        answer = self._ask("GET", "runs")[1]
+        return [RunRecord(**{**facts, "ids": tuple(facts["ids"])}) for facts in answer]
 
     def wait(
         self, state: str | None = None, *, id: int | None = None, tokens: int = 0, timeout: float = 5.0

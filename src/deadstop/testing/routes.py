@@ -37,6 +37,10 @@ def _at_once(render: Callable[[Body], dict[str, Any]]) -> Shape:
     return Shape(lambda reply, body, stamp: render(body), lambda reply, body, stamp: (), lambda reply, body: 0)
 
 
+AT_ONCE = _at_once(lambda body: {})
+"""An answer that takes no work."""
+
+
 def find(method: str, path: str) -> Shape | None:
     """The shape of the answer, or None for a path that this server does not know."""
     match = _PREFIX.match(path)

@@ -18,6 +18,7 @@ from deadstop.testing.control import Control
 from deadstop.testing.faults.base import Fault
 from deadstop.testing.record import RecordBook, RequestRecord
 from deadstop.testing.reply import Reply
+from deadstop.testing.runs import RunRecord, RunStore
 from deadstop.testing.script import Replies, Script
 
 _STOP_TIMEOUT = 5.0
@@ -47,6 +48,7 @@ class FakeOpenAI:
     ) -> None:
         self._script = Script(rate, tokens, burst, reply, faults)
         self._book = RecordBook()
+        self._runs = RunStore()
         self._address = (host, port)
         self._ssl_context = ssl_context
         self._listener: socket.socket | None = None
@@ -64,7 +66,7 @@ class FakeOpenAI:
         self._listener.setblocking(False)
         self._address = self._listener.getsockname()[:2]
         self._stop_fd, self._stop_writer = os.pipe()
-        self._control = Control(self._script, self._book)
+        self._control = Control(self._script, self._book, self._runs)
         self._accepter = threading.Thread(
             target=self._accept, args=(self._listener, self._stop_fd), name="fake-openai-accept", daemon=True
         )
@@ -128,6 +130,15 @@ class FakeOpenAI:
         return self._book.snapshot()
 
     @property
+    def runs(self) -> list[RunRecord]:
+        """The remote runs so far, in the order of their making, as they stand now: the ground truth."""
+        return self._runs.records()
+
+    def wait_for_runs(self, predicate: Callable[[list[RunRecord]], bool], timeout: float = 5.0) -> None:
+        """Blocks until `predicate(runs)` holds. Raises TimeoutError after `timeout` seconds, naming the runs."""
+        self._runs.wait_for(predicate, timeout)
+
+    @property
     def open_connections(self) -> int:
         """How many accepted connections are not closed yet, the remote control's left out."""
         return sum(not connection.is_control for connection in list(self._open.values()))
@@ -173,9 +184,10 @@ class FakeOpenAI:
         self._script.clear()
 
     def reset(self) -> None:
-        """Removes all faults and forgets all records."""
+        """Removes all faults and forgets all records and runs."""
         self._script.clear()
         self._book.reset()
+        self._runs.forget()
 
     # -- inside
 
@@ -197,6 +209,7 @@ class FakeOpenAI:
                 stop_fd=stop_fd,
                 script=self._script,
                 book=self._book,
+                runs=self._runs,
                 control=self._control,
                 ssl_context=self._ssl_context,
             )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from deadstop.testing.exchange import Exchange
+    from deadstop.testing.run_exchange import RunExchange
     from deadstop.testing.wire import Wire
 
 
@@ -21,6 +22,12 @@ class Fault:
 
     def before_headers(self, exchange: Exchange) -> None:
         """A request was read completely; no work was done on it, and nothing answered."""
+
+    def before_run(self, exchange: RunExchange) -> None:
+        """A request about a remote run (`exchange.asked`, `exchange.run_now`) was read; nothing is done yet."""
+
+    def after_run(self, exchange: RunExchange) -> None:
+        """What was asked of the run is done; the answer has not been sent."""
 
     def before_token(self, exchange: Exchange, index: int) -> None:
         """Token number `index` (from 0) comes next; once more after the last one, before the answer's end.
