@@ -135,9 +135,9 @@ def _ignored(f: Facts) -> str | None:
 
 
 def _not_sent(f: Facts) -> str | None:
-    if f.target is Target.UNBORN and not f.id_known:
+    if f.target is Target.UNBORN and not f.id_known and not f.connection_lost:
         return "The run's id was never learned, so there was nothing to send a cancel to."
-    if _remote(f) and not f.attempts:
+    if _remote(f) and not f.attempts and not f.connection_lost:
         return "No cancel request left this process."
     return None
 
@@ -165,6 +165,8 @@ def _pool_wait(f: Facts) -> str | None:
 
 
 def _network_loss(f: Facts) -> str | None:
+    if f.connection_lost and not f.id_known:
+        return "The answer to the create was lost: a run may exist whose id nobody was told."
     if f.connection_lost:
         return "The connection broke, or fell silent half-way."
     silent = f.answer is None and bool(f.attempts)

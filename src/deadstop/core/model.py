@@ -237,13 +237,15 @@ class CallFacts:
 class Orphan:
     """A remote run that may exist though nobody knows its id: the answer to its create was lost.
 
-    ``sent_at`` is when the create left (unix seconds); ``look`` is a sentence on where to look for it.
+    ``suspects`` is how many of them there may be: the SDK sends a create again whose answer was lost. ``sent_at`` is
+    when the first one left (unix seconds); ``look`` is a sentence on where to look for it.
     """
 
     kind: str
     method: str
     path: str
     sent_at: float | None = None
+    suspects: int = 1
     look: str = ""
 
 
@@ -308,8 +310,8 @@ class CancelReceipt:
             facts.append(f"{self.delivered.chunks} chunks delivered")
         if self.orphan_suspect:
             facts.append("orphan suspect")
-        if self.revivals:
-            facts.append(f"came back to life as {self.revivals[-1][1]}")
+        revived = [each for each in (self, *self.children) if each.revivals]
+        facts += [f"came back to life as {each.revivals[-1][1]}" for each in revived]
         if self.diagnosis:
             facts.append(f"diagnosis {self.diagnosis.klass}")
         if self.reason:

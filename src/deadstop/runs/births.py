@@ -68,6 +68,7 @@ def _orphan(tracker: Tracker) -> Orphan:
         method="POST",
         path=path,
         sent_at=sent,
+        suspects=max(tracker.suspects, 1),
         look=f"Look {where} for a {kind.name.replace('_', ' ')} made at about {when or 'that time'}, and cancel it "
         f"by its id: runs.cancel({kind.example!r}).",
     )

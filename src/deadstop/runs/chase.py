@@ -9,13 +9,12 @@ from __future__ import annotations
 import math
 import random
 import threading
-import time
 from collections import deque
 from dataclasses import replace
 from functools import partial
 from typing import Any, Callable, Optional
 
-from deadstop.calls import timers
+from deadstop.calls.clock import REAL, Clock
 from deadstop.calls.completion import Completion
 from deadstop.calls.errand import Result
 from deadstop.core.budget import Budget, plan
@@ -69,8 +68,15 @@ class Chase:
     """
 
     def __init__(
-        self, remote: Remote, policy: CancelPolicy, *, settled: Callable[[Chase], None], let_go: Callable[[], None]
+        self,
+        remote: Remote,
+        policy: CancelPolicy,
+        *,
+        settled: Callable[[Chase], None],
+        let_go: Callable[[], None],
+        clock: Clock = REAL,
     ) -> None:
+        self._clock = clock
         self.remote = remote
         self.policy = policy
         self.machine = Cancellation.new(Target.UNBORN if remote.ref is None else Target.REMOTE, poll=policy.poll)
@@ -84,8 +90,8 @@ class Chase:
         self._let_go = let_go
         self._inbox: deque[Event] = deque()
         self._lock = threading.Lock()
-        self._bounds: list[timers.Timer] = []  # grace and deadline
-        self._timers: list[timers.Timer] = []  # the last ones that the machine asked for
+        self._bounds: list[Any] = []  # grace and deadline
+        self._timers: list[Any] = []  # the last ones that the machine asked for
         self._abandon: Callable[[], None] = _nothing
         self._heard: Optional[tuple[RunStatus, Optional[str]]] = None  # what the last answer to a cancel said
         self._hopeless = 0
@@ -104,22 +110,23 @@ class Chase:
         deadline = intent.deadline if math.isfinite(intent.deadline) else intent.at + self.policy.timeout
         grace = min(intent.at + self.policy.grace, deadline)
         self.feed(CancelRequested(at=intent.at, intent=replace(intent, deadline=deadline)))
+        self._changed(self.remote)  # what came to be known before anybody wanted it cancelled
         if not self.machine.ended:
-            self._bounds = [timers.at(grace, self.grace_spent), timers.at(deadline, self.deadline_passed)]
+            self._bounds = [self._clock.at(grace, self.grace_spent), self._clock.at(deadline, self.deadline_passed)]
             if self.done.is_set():  # meanwhile
                 self._stop_timers()
 
     def join(self, intent: Intent) -> None:
         """Somebody else wants the same."""
-        self.feed(CancelRequested(at=time.monotonic(), intent=intent))
+        self.feed(CancelRequested(at=self._clock.now(), intent=intent))
 
     def grace_spent(self) -> None:
         """The gentle way had its time."""
-        self.feed(GraceSpent(at=time.monotonic()))
+        self.feed(GraceSpent(at=self._clock.now()))
 
     def deadline_passed(self) -> None:
         """Time is up: what is not known by now stays unconfirmed, until it is."""
-        self.feed(DeadlinePassed(at=time.monotonic()))
+        self.feed(DeadlinePassed(at=self._clock.now()))
 
     def stop(self) -> None:
         """Nobody wants to know any more: the client is closed."""
@@ -128,7 +135,7 @@ class Chase:
         self._abandon()
 
     def _changed(self, remote: Remote) -> None:
-        now = time.monotonic()
+        now = self._clock.now()
         if remote.never_ran:
             self.feed(NeverSent(at=now))
         elif remote.lost:
@@ -159,8 +166,12 @@ class Chase:
                 self._lock.release()
 
     def _perform(self, effect: Effect) -> None:
-        now = time.monotonic()
-        if isinstance(effect, SendCancel):
+        now = self._clock.now()
+        if isinstance(effect, SendCancel) and self.remote.status is RunStatus.CANCELLING:
+            # Somebody's cancel was taken already. Another one does no good, and has been seen to wedge a server.
+            taken = RunStatus.CANCELLING
+            self._inbox.append(Replied(at=now, attempt=effect.attempt, status=202, run=taken, word=self.remote.word))
+        elif isinstance(effect, SendCancel):
             request = self.remote.kind.to_cancel(self._ref)
             self._send(request, effect.attempt, partial(self._replied, effect.attempt), cancel=True)
         elif isinstance(effect, ReadStatus):
@@ -169,7 +180,7 @@ class Chase:
             self._inbox.append(self._plan(effect, now))
         elif isinstance(effect, StartTimer):
             event = TimerFired(at=now + effect.delay, timer=effect.timer)
-            self._timers.append(timers.at(event.at, lambda: self.feed(event)))
+            self._timers.append(self._clock.at(event.at, lambda: self.feed(event)))
             del self._timers[:-2]  # the machine waits for one at a time
         elif isinstance(effect, Record):
             self._inbox.append(Recorded(at=now))
@@ -187,7 +198,7 @@ class Chase:
 
     def _settle(self) -> None:
         if self.settled_at is None:
-            self.settled_at = time.monotonic()
+            self.settled_at = self._clock.now()
         if self.machine.outcome is not Outcome.UNCONFIRMED:
             self.remote.leave(self._changed)
         self._stop_timers()
@@ -224,7 +235,7 @@ class Chase:
     def _time_left(self) -> float:
         bounds = [self.policy.attempt_timeout]
         if self.machine.deadline is not None and not self.machine.ended:
-            bounds.append(self.machine.deadline - time.monotonic())
+            bounds.append(self.machine.deadline - self._clock.now())
         return max(min(bounds), 0.001)
 
     def _send(self, request: Any, number: int, done: Callable[[Result], None], *, cancel: bool) -> None:
@@ -244,11 +255,11 @@ class Chase:
         self.remote.in_turn(send)
 
     def _left(self, number: int) -> None:
-        self.feed(RequestLeft(at=time.monotonic(), attempt=number))
+        self.feed(RequestLeft(at=self._clock.now(), attempt=number))
 
     def _replied(self, number: int, result: Result) -> None:
         self._note(result, self.cancels)
-        now = time.monotonic()
+        now = self._clock.now()
         if result.status is None:
             self.feed(SendFailed(at=now, attempt=number, may_have_arrived=result.may_have_arrived))
             return
@@ -267,7 +278,7 @@ class Chase:
 
     def _was_read(self, number: int, result: Result) -> None:
         self._note(result, self.reads)
-        now = time.monotonic()
+        now = self._clock.now()
         if result.status is not None and result.status < 400:
             status, word = self._status_in(result)
             if word is None:
@@ -290,7 +301,7 @@ class Chase:
     def _saw(self, number: int, status: RunStatus, word: Optional[str]) -> None:
         if word is not None:
             self.remote.observe(word, Evidence.STATUS)  # which settles it, if it is over
-        self.feed(StatusRead(at=time.monotonic(), run=status, word=word, read=number))
+        self.feed(StatusRead(at=self._clock.now(), run=status, word=word, read=number))
 
     def _is_young(self, now: float) -> bool:
         return self.remote.known_at is not None and now - self.remote.known_at < self.machine.young
@@ -342,7 +353,7 @@ class Chase:
                 finished_before=finished_before,
                 wrong_target=self._wrong_target,
                 id_known=remote.ref is not None,
-                elapsed=time.monotonic() - machine.intent.at if machine.intent is not None else None,
+                elapsed=self._clock.now() - machine.intent.at if machine.intent is not None else None,
             )
         )
 

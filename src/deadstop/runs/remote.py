@@ -7,6 +7,7 @@ import time
 from collections import deque
 from typing import Any, Callable, Optional
 
+from deadstop.calls.clock import REAL, Clock
 from deadstop.core.model import Evidence, Orphan, RunStatus
 from deadstop.kinds.base import Kind, Ref
 
@@ -24,6 +25,7 @@ class Remote:
         "_queue",
         "_turn",
         "channel",
+        "clock",
         "evidence",
         "kind",
         "known_at",
@@ -38,7 +40,8 @@ class Remote:
         "word",
     )
 
-    def __init__(self, kind: Kind, channel: Any, ref: Optional[Ref] = None) -> None:
+    def __init__(self, kind: Kind, channel: Any, ref: Optional[Ref] = None, clock: Clock = REAL) -> None:
+        self.clock = clock
         self.kind = kind
         self.channel = channel
         self.ref = ref
@@ -77,7 +80,7 @@ class Remote:
     def born(self, ref: Ref) -> None:
         """Its id is known."""
         self.ref = ref
-        self.known_at = time.monotonic()
+        self.known_at = self.clock.now()
         self._tell()
 
     def unborn(self, never_ran: bool, orphan: Optional[Orphan]) -> None:
@@ -100,7 +103,7 @@ class Remote:
         if revived:
             self.revivals.append((time.time(), word))
         self.word, self.status, self.evidence = word, status, evidence
-        self.over_at = time.monotonic() if status.is_over else None
+        self.over_at = self.clock.now() if status.is_over else None
         self._tell()
         return revived
 
