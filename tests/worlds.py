@@ -99,6 +99,22 @@ class Threads:
         with client.runs.open(name, **(scope or {})):
             return client.chat.completions.create(**{**CHAT, **body})
 
+    def call(self, client: Any, name: Optional[str], function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """`function(*args, **kwargs)` of the SDK, in a scope if it is given a name."""
+        with contextlib.ExitStack() as stack:
+            if name is not None:
+                stack.enter_context(client.runs.open(name))
+            return function(*args, **kwargs)
+
+    def read(self, client: Any, name: str, function: Callable[..., Any], each: Callable[[Any], Any]) -> int:
+        """Read the stream that `function()` of the SDK gives, in a scope; how many events there were."""
+        with client.runs.open(name):
+            count = 0
+            for event in function():
+                count += 1
+                each(event)
+            return count
+
     def consume(
         self, client: Any, name: Optional[str] = None, each: Callable[[Any], Any] = lambda _: None, **body: Any
     ) -> int:
@@ -154,6 +170,22 @@ class Tasks:
             return await client.chat.completions.create(**{**CHAT, **body})
         async with client.runs.open(name, **(scope or {})):
             return await client.chat.completions.create(**{**CHAT, **body})
+
+    async def call(
+        self, client: Any, name: Optional[str], function: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        async with contextlib.AsyncExitStack() as stack:
+            if name is not None:
+                await stack.enter_async_context(client.runs.open(name))
+            return await function(*args, **kwargs)
+
+    async def read(self, client: Any, name: str, function: Callable[..., Any], each: Callable[[Any], Any]) -> int:
+        async with client.runs.open(name):
+            count = 0
+            async for event in await function():
+                count += 1
+                each(event)
+            return count
 
     async def consume(
         self, client: Any, name: Optional[str] = None, each: Callable[[Any], Any] = lambda _: None, **body: Any

@@ -51,6 +51,7 @@ class Tracker:
         "_decode",
         "_events",
         "_listener",
+        "_outstanding",
         "_size",
         "heard",
         "learned",
@@ -74,6 +75,7 @@ class Tracker:
         self.sent_at: Optional[float] = None  # when the request first left: unix seconds
         self.suspects = 0  # earlier attempts whose answer was lost: each may have made a run that nobody knows of
         self._asked_at: Optional[float] = None
+        self._outstanding = False  # a request has left, and its answer is still to come
         self._listener = listener
         self._begin()
 
@@ -85,7 +87,7 @@ class Tracker:
 
     def holds(self, call: Call) -> bool:
         """Whether a cancel must leave `call` at its work for now: its answer is still needed."""
-        if self.released or self.over or not call.sent:
+        if self.released or self.over or not self._outstanding:
             return False
         if self.passing.creates and self.learned is None:
             return True
@@ -98,17 +100,20 @@ class Tracker:
         if self.sent_at is None:
             self.sent_at = time.time()
         self._asked_at = time.monotonic()
+        self._outstanding = True
 
     def failed(self, call: Call) -> None:
         """An attempt ended without an answer."""
-        if self.passing.creates and call.sent:
+        if self.passing.creates and self._outstanding:
             self.suspects += 1
+        self._outstanding = False
 
     def headers(self, response: Any) -> None:
         """An answer begins."""
         self.heard = True
         self._begin()
         if response.status_code >= 400:
+            self._outstanding = False
             self._size = LARGEST + 1  # an error is no run
             return
         self._decode, piecemeal = _decoder(response)
@@ -118,6 +123,8 @@ class Tracker:
 
     def feed(self, chunk: Optional[bytes]) -> None:
         """Bytes of the answer have come; None: that was all."""
+        if chunk is None:
+            self._outstanding = False
         if self._size > LARGEST:
             return
         try:

@@ -201,7 +201,7 @@ class Channel(_Channel):
         state: dict[str, Any] = {"due": time.monotonic() + timeout}
 
         def work() -> None:
-            if "abandoned" in state:
+            if "abandoned" in state or self.closed:
                 done(_not_sent(number))
                 return
             errand = state["errand"] = Errand(request.method, request.path, left)
@@ -283,7 +283,7 @@ class AsyncChannel(_Channel):
         async def work() -> None:
             result = _not_sent(number, "the event loop is closing")
             try:
-                if "abandoned" in state:
+                if "abandoned" in state or self.closed:
                     result = _not_sent(number)
                 else:
                     result = await self._send(request, number, timeout, left, state)

@@ -58,9 +58,10 @@ class Cancelling:
         self._machines: dict[int, Cancellation] = {}
         self._calls: dict[int, Call] = {}
         self._children: list[Cancelling] = []
+        self._above: list[Cancelling] = []  # those that have this one among their children
         self._chase: Optional[Chase] = None  # of the remote run that this run is
         self._late: list[Intent] = []
-        self._inbox: deque[tuple[Optional[int], Event]] = deque()
+        self._inbox: deque[tuple[Optional[int], Optional[Event]]] = deque()
         self._lock = threading.Lock()
         self._begun = False
         self._following = {"it": True}  # a dict, because its pop() is atomic
@@ -83,6 +84,7 @@ class Cancelling:
         """A child was struck as well."""
         if child not in self._children:
             self._children.append(child)
+            child._above.append(self)
 
     def pending(self) -> list[Call]:
         """The calls, those of children included, that have not left yet."""
@@ -113,8 +115,6 @@ class Cancelling:
         self._begun = True
         for call in list(self._calls.values()):
             call.left.notify(self._left(call))
-        for child in self._children:
-            child.done.notify(self._work)
         self._work()
 
     def _chase_remote(self, remote: Remote) -> None:
@@ -125,12 +125,12 @@ class Cancelling:
             chase.begin(self.intent)
 
     def _caught(self, chase: Chase) -> None:
-        self._work()
         registry = self.run.registry
         if chase.machine.outcome is Outcome.UNCONFIRMED and not chase.hopeless:
             registry.reconciler.unconfirmed(self.run, self.intent, chase.policy)
         elif chase.machine.outcome is Outcome.CANCELLED and chase.remote.ref is not None:
             registry.reconciler.recheck(self.run, chase.policy)
+        self._news()
 
     def _release(self) -> None:
         """Nobody waits for what a held call might still tell: interrupt it."""
@@ -185,6 +185,11 @@ class Cancelling:
 
     # What follows
 
+    def _news(self) -> None:
+        """Something that this one waits for has come. Put in the queue, so that whoever is at work looks once more."""
+        self._inbox.append((None, None))
+        self._work()
+
     def _work(self) -> None:
         while True:
             if not self._lock.acquire(blocking=False):
@@ -192,7 +197,7 @@ class Cancelling:
             try:
                 while self._inbox:
                     number, event = self._inbox.popleft()
-                    if number in self._machines:
+                    if number in self._machines and event is not None:
                         self._machines[number], effects = step(self._machines[number], event)
                         self._perform(number, effects)
                 self._settle()
@@ -229,6 +234,8 @@ class Cancelling:
             self._final = receipt
             self.run.settled(receipt)
         self.done.set()
+        for above in list(self._above):
+            above._news()
 
     # What is known
 

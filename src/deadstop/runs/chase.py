@@ -95,6 +95,7 @@ class Chase:
         self._abandon: Callable[[], None] = _nothing
         self._heard: Optional[tuple[RunStatus, Optional[str]]] = None  # what the last answer to a cancel said
         self._hopeless = 0
+        self._stopped = False
         self._wrong_target = False
         self._connection_lost = False
         self._phase = Phase.UNKNOWN
@@ -130,6 +131,7 @@ class Chase:
 
     def stop(self) -> None:
         """Nobody wants to know any more: the client is closed."""
+        self._stopped = True
         self.remote.leave(self._changed)
         self._stop_timers()
         self._abandon()
@@ -240,7 +242,7 @@ class Chase:
 
     def _send(self, request: Any, number: int, done: Callable[[Result], None], *, cancel: bool) -> None:
         def send(free: Callable[[], None]) -> None:
-            if self.machine.settled is not None and self.machine.outcome is not Outcome.UNCONFIRMED:
+            if self._stopped or self.machine.settled is not None and self.machine.outcome is not Outcome.UNCONFIRMED:
                 free()
                 return
 

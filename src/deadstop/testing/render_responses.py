@@ -44,6 +44,11 @@ def events(reply: Reply, body: Mapping[str, Any], stamp: Stamp = STAMP) -> Itera
         yield event
 
 
+def begun(reply: Reply, body: Mapping[str, Any], stamp: Stamp = STAMP) -> JSON:
+    """The object of an answer that is not there yet."""
+    return _shell(reply, body, stamp, "in_progress")
+
+
 def token_count(reply: Reply, body: Mapping[str, Any]) -> int:
     """How many tokens the answer takes."""
     return len(_pieces(reply, body))

@@ -20,10 +20,8 @@ CREATED = 1_700_000_000
 
 def response(run: RemoteRun, status: str, reply: Reply) -> JSON:
     """A background response: its output is there once it is completed."""
-    stamp = Stamp(run.serial, CREATED)
-    whole = render_responses.response(reply, run.body, stamp)
-    if status != "completed":
-        whole.update(output=[], usage=None, incomplete_details=None)
+    render = render_responses.response if status == "completed" else render_responses.begun
+    whole = render(reply, run.body, Stamp(run.serial, CREATED))
     return {**whole, "id": run.id, "background": True, "status": status}
 
 

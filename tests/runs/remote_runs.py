@@ -1,0 +1,34 @@
+"""How the tests start a remote run of each kind: by plain requests, which every version of the SDK can send."""
+
+from __future__ import annotations
+
+from typing import Any, Dict  # noqa: UP035 - the SDK looks at it at run time, on Python 3.9 too
+
+import openai
+
+JSON = Dict[str, object]  # noqa: UP006
+
+CREATES: dict[str, tuple[str, dict[str, Any]]] = {
+    "response": ("/responses", {"model": "m", "input": "hi", "background": True}),
+    "beta_response": ("/responses?beta=true", {"model": "m", "input": "hi", "background": True}),
+    "thread_run": ("/threads/thread_1/runs", {"assistant_id": "asst_1"}),
+    "batch": ("/batches", {"input_file_id": "f", "endpoint": "/v1/responses", "completion_window": "24h"}),
+    "fine_tuning_job": ("/fine_tuning/jobs", {"model": "m", "training_file": "f"}),
+    "vector_store_file_batch": ("/vector_stores/vs_1/file_batches", {"file_ids": ["f"]}),
+    "eval_run": ("/evals/eval_1/runs", {"data_source": {"type": "jsonl", "source": {"type": "file_id", "id": "f"}}}),
+    "upload": ("/uploads", {"bytes": 1, "filename": "f", "mime_type": "text/plain", "purpose": "batch"}),
+    "chatkit_session": ("/chatkit/sessions", {"user": "u", "workflow": {"id": "wf"}}),
+}
+
+
+def create(client: Any, kind: str = "response", **extra: Any) -> Any:
+    """The client's method that starts a run of that kind, its arguments, as (function, args, kwargs)."""
+    path, body = CREATES[kind]
+    return client.post, (path,), {"body": {**body, **extra}, "cast_to": JSON}
+
+
+def stream(client: Any, kind: str = "response") -> Any:
+    """A function that starts such a run and gives its stream."""
+    path, body = CREATES[kind]
+    cls = openai.AsyncStream if isinstance(client, openai.AsyncOpenAI) else openai.Stream
+    return lambda: client.post(path, body={**body, "stream": True}, cast_to=JSON, stream=True, stream_cls=cls[JSON])
