@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from remote_runs import CREATES, JSON, create, stream
+from remote_runs import CREATES, JSON, create, needs_named_events, stream
 from worlds import until
 
 from deadstop import CancelPolicy, RunCancellationTimeoutError, RunCancelledError
@@ -208,6 +208,7 @@ def test_a_lost_create_is_an_orphan_suspect(world: Any, client: Any, server: Fak
 def test_an_open_event_stream_confirms(world: Any, client: Any, server: FakeOpenAI) -> None:
     """A streamed background run is confirmed by its own events, though the cancel's answer never comes."""
     server.add(faults.CancelReplySlow(None))
+    needs_named_events()
     seen: list[Any] = []
     pending = world.start(world.read, client, "scope", stream(client), seen.append)
     until(lambda: len(seen) > 5, "some events")
@@ -225,6 +226,7 @@ def test_nothing_of_a_streamed_run_is_delivered_after_its_cancel(
     world: Any, client: Any, server: FakeOpenAI, kind: str
 ) -> None:
     """I4: from the cancel on no event comes through, and the stream's socket is closed."""
+    needs_named_events()
     seen: list[Any] = []
     pending = world.start(world.read, client, "scope", stream(client, kind), seen.append)
     until(lambda: len(seen) > 5, "some events")

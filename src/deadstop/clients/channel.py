@@ -322,14 +322,13 @@ class AsyncChannel(_Channel):
         errand = state["errand"] = Errand(request.method, request.path, left, in_task=True)
         self._begin()
         try:
-            with anyio.move_on_after(max(state["due"] - time.monotonic(), 0.0)) as scope:
+            with anyio.move_on_after(max(state["due"] - time.monotonic(), 0.0)):
                 try:
                     made, options = self._cast(request, timeout) or await self._build(request, timeout)
                     return errand.result(number, await run_concurrent(errand, self._http.send, (made,), options))
                 except Exception as error:
                     return errand.result(number, error=error)
-            assert scope.cancelled_caught
-            errand.cancelled = True
+            errand.cancelled = True  # its time was up
             return errand.result(number)
         finally:
             self._end()

@@ -242,7 +242,7 @@ class Chase:
 
     def _send(self, request: Any, number: int, done: Callable[[Result], None], *, cancel: bool) -> None:
         def send(free: Callable[[], None]) -> None:
-            if self._stopped or self.machine.settled is not None and self.machine.outcome is not Outcome.UNCONFIRMED:
+            if self._stopped or (self.machine.settled is not None and self.machine.outcome is not Outcome.UNCONFIRMED):
                 free()
                 return
 
