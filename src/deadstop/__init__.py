@@ -16,7 +16,7 @@ if TYPE_CHECKING:
         uninstall,
     )
     from deadstop.core.diagnosis import Diagnosis, DiagnosisClass
-    from deadstop.core.model import Attempt, CallFacts, CancelReceipt, Cause, Evidence, Level, Outcome
+    from deadstop.core.model import Attempt, CallFacts, CancelReceipt, Cause, Evidence, Level, Orphan, Outcome
     from deadstop.core.policy import Backoff, CancelPolicy
     from deadstop.errors import (
         DeadstopError,
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
         UnsupportedClientError,
         UsageError,
     )
+    from deadstop.kinds.base import Kind
+    from deadstop.kinds.register import register_kind
+    from deadstop.kinds.servers import ServerProfile
     from deadstop.runs.blocking import Run, Runs
     from deadstop.runs.concurrent import AsyncRun, AsyncRuns
 
@@ -48,19 +51,23 @@ __all__ = [
     "Diagnosis",
     "DiagnosisClass",
     "Evidence",
+    "Kind",
     "Level",
     "OpenAI",
+    "Orphan",
     "Outcome",
     "Run",
     "RunAlreadyOpenError",
     "RunCancellationTimeoutError",
     "RunCancelledError",
     "Runs",
+    "ServerProfile",
     "UnknownRunError",
     "UnsupportedClientError",
     "UsageError",
     "attach",
     "install",
+    "register_kind",
     "uninstall",
 ]
 
@@ -80,19 +87,23 @@ _HOME = {
     "Diagnosis": "deadstop.core.diagnosis",
     "DiagnosisClass": "deadstop.core.diagnosis",
     "Evidence": "deadstop.core.model",
+    "Kind": "deadstop.kinds.base",
     "Level": "deadstop.core.model",
     "OpenAI": "deadstop.clients",
+    "Orphan": "deadstop.core.model",
     "Outcome": "deadstop.core.model",
     "Run": "deadstop.runs.blocking",
     "RunAlreadyOpenError": "deadstop.errors",
     "RunCancellationTimeoutError": "deadstop.errors",
     "RunCancelledError": "deadstop.errors",
     "Runs": "deadstop.runs.blocking",
+    "ServerProfile": "deadstop.kinds.servers",
     "UnknownRunError": "deadstop.errors",
     "UnsupportedClientError": "deadstop.errors",
     "UsageError": "deadstop.errors",
     "attach": "deadstop.clients",
     "install": "deadstop.clients",
+    "register_kind": "deadstop.kinds.register",
     "uninstall": "deadstop.clients",
 }
 

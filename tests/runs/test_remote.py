@@ -7,11 +7,23 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import openai
 import pytest
 from remote_runs import CREATES, JSON, create, needs_named_events, stream
 from worlds import until
 
-from deadstop import CancelPolicy, RunCancellationTimeoutError, RunCancelledError
+from deadstop import (
+    AzureOpenAI,
+    CancelPolicy,
+    Kind,
+    OpenAI,
+    RunCancellationTimeoutError,
+    RunCancelledError,
+    ServerProfile,
+    attach,
+    register_kind,
+)
+from deadstop.kinds import register
 from deadstop.testing import FakeOpenAI, faults
 
 QUICK = CancelPolicy(timeout=2.0, attempt_timeout=0.5, recheck=0)
@@ -362,3 +374,71 @@ def test_closing_the_client_ends_what_goes_on(world: Any, server: FakeOpenAI) ->
     world.close(client)
     assert len(client.runs._registry.reconciler) == 0
     until(lambda: server.open_connections == 0, "the end of all connections")
+
+
+def test_a_word_that_is_not_enough_confirms_nothing(world: Any, client: Any, server: FakeOpenAI) -> None:
+    """A server that says `cancelled` and works on: the policy decides whether its word will do, the receipt says so."""
+    server.add(faults.CancelledButRunsOn())
+    client.runs.server = "ogx"
+    begin(world, client, "trusting")
+    (child,) = world.run(client.runs.cancel, "trusting").children
+    assert (child.outcome, child.evidence, child.server, child.server_work) == ("cancelled", "status", "ogx", "runs_on")
+    assert truth(server).truth == "active"
+    begin(world, client, "strict")
+    with pytest.raises(RunCancellationTimeoutError) as caught:
+        world.run(client.runs.cancel, "strict", policy=QUICK.replace(evidence="engine"))
+    assert caught.value.diagnosis.klass == "server_ignored"
+    client.runs.server = ServerProfile("ours", word="engine")
+    begin(world, client, "known")
+    (child,) = world.run(client.runs.cancel, "known", policy=QUICK.replace(evidence="engine")).children
+    assert (child.outcome, child.server_work) == ("cancelled", "stopped")
+
+
+@pytest.mark.parametrize("how", ["attach", "azure"])
+def test_other_clients(how: str, server: FakeOpenAI) -> None:
+    """A client that was built elsewhere, and Azure's: their cancels go where their calls go, with their settings."""
+    plain: Any
+    if how == "attach":
+        plain = openai.OpenAI(api_key="secret", base_url=server.base_url, default_headers={"x-mine": "1"})
+        runs: Any = attach(plain)
+    else:
+        plain = AzureOpenAI(
+            azure_endpoint=server.origin, api_version="2099", api_key="secret", default_headers={"x-mine": "1"}
+        )
+        runs = plain.runs
+    function, args, kwargs = create(plain)
+    with runs.open("scope"):
+        function(*args, **kwargs)
+    assert runs.cancel("scope").outcome == "cancelled"
+    sent = server.requests[-1]
+    assert sent.path.endswith("/cancel")
+    assert sent.headers["x-mine"] == "1"
+    assert "secret" in (sent.headers.get("api-key") or sent.headers["authorization"])
+    assert ("api-version=2099" in sent.query) is (how == "azure")
+    plain.close()
+
+
+def test_a_kind_of_your_own(server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dozen lines make a new kind: it is learned from what passes, cancelled, and read back."""
+    monkeypatch.setattr(register, "_kinds", {})
+    register._heads.cache_clear()
+    register_kind(
+        Kind(
+            name="job",
+            path="/fine_tuning/jobs/{id}",
+            create=("/fine_tuning/jobs",),
+            active=frozenset({"running"}),
+            cancelled=frozenset({"cancelled"}),
+            finished=frozenset({"succeeded", "failed"}),
+            objects=("fine_tuning.job",),
+            defaults={"timeout": 5.0},
+        )
+    )
+    client = OpenAI(api_key="k", base_url=server.base_url)
+    function, args, kwargs = create(client, "fine_tuning_job")
+    with client.runs.open("scope"):
+        function(*args, **kwargs)
+    (child,) = client.runs.cancel("scope").children
+    client.close()
+    register._heads.cache_clear()
+    assert (child.outcome, child.kind) == ("cancelled", "job")

@@ -31,6 +31,7 @@ class Result:
     retry_after: Optional[float] = None
     may_have_arrived: bool = False
     phase: Phase = Phase.UNKNOWN
+    headers: Any = None
 
 
 class _Nobody:
@@ -80,7 +81,7 @@ class Errand(Call):
             return Result(Attempt(**facts), may_have_arrived=self.sent, phase=phase)
         wait = retry_after(answer.headers)
         facts.update(status=answer.status_code, request_id=answer.headers.get("x-request-id"), retry_after=wait)
-        return Result(Attempt(**facts), answer.status_code, _json(answer), wait, True, phase)
+        return Result(Attempt(**facts), answer.status_code, _json(answer), wait, True, phase, answer.headers)
 
 
 def _in_words(error: Optional[BaseException], timed_out: bool, noted: Optional[str]) -> str:

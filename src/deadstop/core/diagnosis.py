@@ -36,7 +36,8 @@ class Facts:
     fell silent half-way. ``statuses`` are HTTP statuses seen besides those of ``attempts``. ``accepted``:
     the server took the cancel on. ``status`` is the run's last known status, ``status_word`` the provider's
     word for it. ``finished_before`` is the terminal status the run had before the intent, if it had one.
-    ``id_known``: there was something to address a cancel to. ``pool_wait`` and ``elapsed`` are seconds.
+    ``id_known``: there was something to address a cancel to. ``wanted``: the evidence that was asked for, where the
+    server's word, that it is cancelled, is all there is. ``pool_wait`` and ``elapsed`` are seconds.
     """
 
     target: Target = Target.IN_FLIGHT
@@ -52,6 +53,7 @@ class Facts:
     finished_before: str | None = None
     wrong_target: bool = False
     id_known: bool = True
+    wanted: str | None = None
     pool_wait: float | None = None
     elapsed: float | None = None
 
@@ -128,6 +130,8 @@ def _cancelling(f: Facts) -> str | None:
 
 
 def _ignored(f: Facts) -> str | None:
+    if f.wanted is not None:
+        return f"The server says {f.status_word!r}, and its word is all there is; {f.wanted!r} evidence was asked for."
     answered = f.accepted or (f.answer is not None and (200 <= f.answer < 300 or f.answer == 409))
     if _remote(f) and answered:
         return f"The server answered the cancel, and the run was still {f.status_word or f.status}."

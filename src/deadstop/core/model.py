@@ -55,6 +55,11 @@ class Evidence(Word):
     ENGINE = "engine"
     NONE = "none"
 
+    @property
+    def rank(self) -> int:
+        """How much it says of a remote run, against the others. What has happened in this process is certain."""
+        return ("none", "status", "events", "engine", "transport").index(self.value)
+
 
 class RunStatus(Word):
     """What a provider's status word means. ``gone``: it answered that it knows no such run."""
@@ -255,7 +260,9 @@ class CancelReceipt:
 
     ``kind`` is that of a remote run; None for a scope or a call. ``attempts`` are its cancel requests, ``reads`` its
     status reads. ``status`` is the provider's own word. ``orphan_suspect`` is there when the answer to a create was
-    lost. ``revivals`` are statuses read after the run had been read as cancelled: (unix seconds, the word). ``usage``
+    lost. ``server`` is the make of the server as far as it is known, ``server_work`` what is known of its work on a
+    remote run (a call's is in ``calls``), ``note`` a sentence on it. ``revivals`` are statuses read after the run had
+    been read as cancelled: (unix seconds, the word). ``usage``
     is what the provider reported, or None: a cancelled stream's usage is not reported, so it is unknown, not zero.
     ``evidence`` is what ``outcome`` rests on. ``diagnosis`` is there when the outcome is ``unconfirmed``. ``reason``,
     ``actor`` and ``cause`` are the first cancel's; ``later`` holds the (reason, actor) of those that came after it.
@@ -282,6 +289,9 @@ class CancelReceipt:
     reads: tuple[Attempt, ...] = ()
     orphan_suspect: Orphan | None = None
     revivals: tuple[tuple[float, str], ...] = ()
+    server: str | None = None
+    server_work: ServerWork = ServerWork.UNKNOWN
+    note: str | None = None
 
     @property
     def ok(self) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, cast
 
-from deadstop.core.model import Level
+from deadstop.core.model import Evidence, Level
 from deadstop.errors import UsageError
 
 OnTimeout = Literal["raise", "return", "detach", "reset"]
@@ -73,6 +73,8 @@ class CancelPolicy:
     - ``give_up``: how long the cancel of a remote run goes on in the background after its timeout. 0: not at all.
     - ``recheck``: how long after a remote run was read as cancelled its status is read once more, since some have come
       back to life. 0: not at all.
+    - ``evidence``: what ``confirmed`` must rest on for a remote run, at the least: ``status`` (the provider's word),
+      ``events`` (its event stream), or ``engine`` (a server whose word is known to mean that the work has stopped).
     - ``drain``: how long a cancelled stream may be read on, unseen, to learn its true usage. 0: not at all.
 
     Raises UsageError for a value it can't keep its promise with.
@@ -87,6 +89,7 @@ class CancelPolicy:
     on_timeout: OnTimeout = "raise"
     give_up: float = 600.0
     recheck: float = 5.0
+    evidence: Evidence = Evidence.STATUS
     drain: float = 0.0
 
     def __post_init__(self) -> None:
@@ -178,7 +181,7 @@ def _table(name: str, value: Any) -> Mapping[str, Any]:
 
 _SECONDS_ABOVE_ZERO = ("timeout", "attempt_timeout", "poll", "backoff.initial", "backoff.maximum")
 _NAMES = (
-    *("timeout", "attempt_timeout", "grace", "poll", "wait", "on_timeout", "give_up", "recheck", "drain"),
+    *("timeout", "attempt_timeout", "grace", "poll", "wait", "on_timeout", "give_up", "recheck", "evidence", "drain"),
     *("backoff.initial", "backoff.maximum", "backoff.multiplier", "backoff.jitter"),
 )
 
@@ -191,6 +194,10 @@ def _setting(name: str, value: Any, source: str | None = None) -> Any:
             return Level(value)
         except ValueError:
             raise UsageError(f"{said}: give one of 'sent', 'accepted' and 'confirmed'.") from None
+    if name == "evidence":
+        if value not in ("status", "events", "engine"):
+            raise UsageError(f"{said}: give one of 'status', 'events' and 'engine'.")
+        return Evidence(value)
     if name == "on_timeout":
         if value not in ("raise", "return", "detach", "reset"):
             raise UsageError(f"{said}: give one of 'raise', 'return', 'detach' and 'reset'.")

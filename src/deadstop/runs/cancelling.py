@@ -30,7 +30,7 @@ from deadstop.core.machine import (
     InterruptCall,
     step,
 )
-from deadstop.core.model import CancelReceipt, Delivered, Evidence, Intent, Level, Outcome
+from deadstop.core.model import CancelReceipt, Delivered, Evidence, Intent, Level, Outcome, RunStatus, ServerWork
 from deadstop.core.policy import CancelPolicy
 from deadstop.runs.chase import Chase
 
@@ -292,7 +292,7 @@ class Cancelling:
         if outcome is Outcome.UNCONFIRMED:
             diagnosis = next((child.diagnosis for child in children if child.diagnosis), None)
             blocked = [call for call in self._calls.values() if not call.left.is_set()] or list(self._calls.values())
-            if self._chase is not None and self._chase.machine.outcome is Outcome.UNCONFIRMED:
+            if self._chase is not None and self._chase.outcome is Outcome.UNCONFIRMED:
                 diagnosis = self._chase.diagnosis()
             elif diagnosis is None and blocked:
                 diagnosis = diagnose(_evidence(blocked[0]))
@@ -311,6 +311,9 @@ class Cancelling:
             status=None if remote is None else remote.word,
             orphan_suspect=None if remote is None else remote.orphan,
             revivals=() if remote is None else tuple(remote.revivals),
+            server=None if remote is None else remote.server.name,
+            server_work=ServerWork.UNKNOWN if remote is None else _work_on(remote),
+            note=None if remote is None else remote.server.note or None,
             elapsed=(self._settled_at or time.monotonic()) - intent.at,
             delivered=Delivered(
                 self.run.chunks + sum(fact.chunks for fact in every),
@@ -328,7 +331,7 @@ class Cancelling:
         return tuple((intent.reason, intent.actor) for intent in list(self._late))
 
     def _outcome(self, children: tuple[CancelReceipt, ...], level: Optional[Level]) -> tuple[Outcome, Evidence]:
-        remote = [] if self._chase is None else [self._chase.machine.outcome]
+        remote = [] if self._chase is None else [self._chase.outcome]
         outcomes = {
             *(machine.outcome for machine in self._machines.values()),
             *(child.outcome for child in children),
@@ -342,13 +345,22 @@ class Cancelling:
             return (Outcome.SENT if level is Level.SENT else Outcome.ACCEPTED), Evidence.NONE
         if self._chase is not None:
             machine = self._chase.machine
-            return machine.outcome or Outcome.SENT, machine.evidence
+            return self._chase.outcome or Outcome.SENT, machine.evidence
         found = [child.evidence for child in children if child.kind is not None]
         evidence = found[0] if found else Evidence.TRANSPORT
         too_late = outcomes == {Outcome.FINISHED_FIRST} and (self.run.anonymous or bool(found))
         if self.finished_before or too_late:
             return Outcome.FINISHED_FIRST, evidence
         return Outcome.CANCELLED, evidence
+
+
+def _work_on(remote: Remote) -> ServerWork:
+    """What is known of the server's work on a run."""
+    if remote.never_ran or remote.status is RunStatus.FINISHED:
+        return ServerWork.STOPPED
+    if remote.status is not RunStatus.CANCELLED:
+        return ServerWork.RUNS_ON if remote.status is RunStatus.ACTIVE else ServerWork.UNKNOWN
+    return ServerWork.STOPPED if remote.server.word is Evidence.ENGINE else remote.server.work
 
 
 def _evidence(call: Call) -> Facts:

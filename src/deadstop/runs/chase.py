@@ -50,6 +50,7 @@ from deadstop.core.machine import (
 )
 from deadstop.core.model import Attempt, Diagnosis, Evidence, Intent, Level, Outcome, Phase, RunStatus
 from deadstop.core.policy import CancelPolicy
+from deadstop.kinds.servers import UNKNOWN, recognise
 from deadstop.runs.remote import Remote
 
 __all__ = ["Chase"]
@@ -334,8 +335,24 @@ class Chase:
     def _note(self, result: Result, attempts: list[Attempt]) -> None:
         attempts.append(result.attempt)
         self._phase = result.phase if result.status is None else Phase.UNKNOWN
+        if result.headers is not None and self.remote.server is UNKNOWN:
+            self.remote.server = recognise(self.remote.channel.base_url, result.headers)
 
     # What is known
+
+    @property
+    def outcome(self) -> Optional[Outcome]:
+        """What it has come to. A server's word that is not evidence enough for the policy confirms nothing (I2)."""
+        outcome = self.machine.outcome
+        return Outcome.UNCONFIRMED if outcome is Outcome.CANCELLED and self.doubtful else outcome
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether the server says that it is cancelled, and the policy wants to know more surely."""
+        if self.machine.outcome is not Outcome.CANCELLED or self.remote.never_ran:
+            return False
+        found = max(self.machine.evidence, self.remote.server.word, key=lambda evidence: evidence.rank)
+        return found.rank < self.policy.evidence.rank
 
     def diagnosis(self) -> Diagnosis:
         """Why it is unconfirmed."""
@@ -355,6 +372,7 @@ class Chase:
                 finished_before=finished_before,
                 wrong_target=self._wrong_target,
                 id_known=remote.ref is not None,
+                wanted=self.policy.evidence.value if self.doubtful else None,
                 elapsed=self._clock.now() - machine.intent.at if machine.intent is not None else None,
             )
         )

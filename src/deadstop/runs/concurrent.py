@@ -11,6 +11,7 @@ import anyio
 from deadstop.core.model import CancelReceipt, Level, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunCancellationTimeoutError
+from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.registry import Registry, checked_name, checked_policy
 from deadstop.runs.run import BaseRun
@@ -89,6 +90,18 @@ class AsyncRuns:
     @streamed_inside.setter
     def streamed_inside(self, on: bool) -> None:
         self._registry.streamed_inside = bool(on)
+
+    @property
+    def server(self) -> Optional[ServerProfile]:
+        """What is known of the server behind the client; None: recognised by its host and its answers.
+
+        Set a `ServerProfile`, or the name of a known one (`"ogx"`).
+        """
+        return self._registry.server
+
+    @server.setter
+    def server(self, server: Union[ServerProfile, str, None]) -> None:
+        self._registry.server = None if server is None else profile_for(server)
 
     def open(
         self,

@@ -15,8 +15,9 @@ from deadstop.core.model import CancelReceipt, Evidence
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunAlreadyOpenError, UnknownRunError, UsageError
 from deadstop.kinds import register as kinds
-from deadstop.kinds.base import Ref
+from deadstop.kinds.base import Kind, Ref
 from deadstop.kinds.register import Passing
+from deadstop.kinds.servers import ServerProfile
 from deadstop.runs.births import Birth, Watch
 from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.reconciler import Reconciler
@@ -50,6 +51,7 @@ class Registry:
     ) -> None:
         self._run_class = run_class
         self.policy: Optional[CancelPolicy] = None
+        self.server: Optional[ServerProfile] = None  # where the user has said which it is
         self.streamed_inside = True
         self._in_task = in_task
         self._live: dict[str, BaseRun] = {}
@@ -150,7 +152,7 @@ class Registry:
     def _unborn(self, passing: Passing, channel: Any, around: Optional[BaseRun]) -> BaseRun:
         """The run of a remote run that a call is about to start."""
         run = self._run_class(self, f"{passing.kind.name} {next(_numbers)}", parent=around, policy=None, anonymous=True)
-        run.remote = Remote(passing.kind, channel)
+        run.remote = self._remote(passing.kind, channel)
         run.remote.tracker = Tracker(passing, Birth(self, run))
         run.remote.listen(run.remote_changed)
         if around is not None:
@@ -158,6 +160,11 @@ class Registry:
             run.join_parent()
         self._live[run.name] = run
         return run
+
+    def _remote(self, kind: Kind, channel: Any, ref: Optional[Ref] = None) -> Remote:
+        remote = Remote(kind, channel, ref)
+        remote.server = self.server or remote.server
+        return remote
 
     def christen(self, run: BaseRun, ref: Ref) -> None:
         """The id of a remote run is known: from now on that is its name."""
@@ -172,7 +179,7 @@ class Registry:
         run = self._remotes.get(ref)
         if run is None:
             run = self._run_class(self, str(ref), anonymous=True)
-            run.remote = Remote(kinds.kind(ref.kind), self.channel_to(), ref)
+            run.remote = self._remote(kinds.kind(ref.kind), self.channel_to(), ref)
             run.remote.listen(run.remote_changed)
             run = self._remotes.setdefault(ref, run)
             self._live.setdefault(run.name, run)

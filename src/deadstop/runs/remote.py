@@ -10,6 +10,7 @@ from typing import Any, Callable, Optional
 from deadstop.calls.clock import REAL, Clock
 from deadstop.core.model import Evidence, Orphan, RunStatus
 from deadstop.kinds.base import Kind, Ref
+from deadstop.kinds.servers import recognise
 
 __all__ = ["Remote"]
 
@@ -35,6 +36,7 @@ class Remote:
         "over_at",
         "ref",
         "revivals",
+        "server",
         "status",
         "tracker",
         "word",
@@ -55,6 +57,7 @@ class Remote:
         self.tracker: Any = None  # of the call that brings it
         self.orphan: Optional[Orphan] = None
         self.revivals: list[tuple[float, str]] = []  # statuses read after "cancelled" that were not that
+        self.server = recognise(channel.base_url)
         self._turn = threading.Lock()  # held while a request of ours is under way
         self._queue: deque[Callable[[Callable[[], None]], Any]] = deque()
         self._listeners: list[Callable[[Remote], None]] = []
