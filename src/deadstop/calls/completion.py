@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from typing import Callable, Optional
 
@@ -47,17 +48,37 @@ class Completion:
     def wait(self, timeout: Optional[float] = None) -> bool:
         """Block this thread for at most `timeout` seconds; whether the flag is set."""
         if not self._done:
-            woken = threading.Event()
-            self.notify(woken.set)
-            woken.wait(timeout)
+            # Not an `Event`, whose code is long and cold: the thread that was interrupted waits for this one to block.
+            woken = threading.Lock()
+            woken.acquire()
+            self.notify(woken.release)
+            woken.acquire(timeout=-1 if timeout is None else min(max(timeout, 0.0), threading.TIMEOUT_MAX))
         return self._done
 
-    async def wait_async(self, timeout: Optional[float] = None) -> bool:
-        """Suspend this task for at most `timeout` seconds; whether the flag is set."""
+    async def wait_async(self, timeout: Optional[float] = None, here: Optional[Loop] = None) -> bool:
+        """Suspend this task for at most `timeout` seconds; whether the flag is set. `here`: its loop, if known."""
         if not self._done:
-            woken = anyio.Event()
-            loop = Loop.current()
-            self.notify(lambda: loop.call(woken.set))
-            with anyio.move_on_after(timeout):
-                await woken.wait()
+            loop = here or Loop.current()
+            woken = loop.future()
+            if woken is not None:
+                await self._wait_for(woken, loop, timeout)
+            else:
+                event = anyio.Event()
+                self.notify(lambda: loop.call(event.set))
+                with anyio.move_on_after(timeout):
+                    await event.wait()
         return self._done
+
+    async def _wait_for(self, woken: asyncio.Future[None], loop: Loop, timeout: Optional[float]) -> None:
+        # By hand: the task that was interrupted has its turn when this one is suspended.
+        def wake() -> None:
+            if not woken.done():
+                woken.set_result(None)
+
+        self.notify(lambda: loop.call(wake))
+        timer = None if timeout is None else woken.get_loop().call_later(max(timeout, 0.0), wake)
+        try:
+            await woken
+        finally:
+            if timer is not None:
+                timer.cancel()

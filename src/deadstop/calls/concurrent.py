@@ -37,10 +37,13 @@ def interruptible(call: Call) -> Iterator[anyio.CancelScope]:
     outer = call.scope_waker
     with anyio.CancelScope() as scope:
 
-        def wake() -> None:
+        def wake(here: Optional[Loop]) -> None:
             if call.interrupted is Interrupted.NOTHING:
                 call.interrupted = Interrupted.TASK
-            loop.call(scope.cancel)
+            if here is not None and here.is_same(loop):
+                scope.cancel()
+            else:
+                loop.call(scope.cancel)
 
         call.scope_waker = wake
         try:

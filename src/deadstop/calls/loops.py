@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 __all__ = ["Loop"]
 
@@ -56,6 +56,11 @@ class Loop:
     def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """As `spawn`, from the loop's own thread."""
         self._spawn(work)
+
+    def future(self) -> Optional[asyncio.Future[None]]:
+        """A future of the loop, to be awaited from a task of it; None where there are none (trio)."""
+        key = self._key
+        return key.create_future() if isinstance(key, asyncio.AbstractEventLoop) else None
 
     def is_same(self, other: Loop) -> bool:
         """Whether both are the same loop."""

@@ -78,7 +78,8 @@ class Owned:
     def hang_up(self) -> None:
         """The stream is about to be closed; whoever is blocked on it, in another thread, comes free first."""
         with self._lock:
-            if self._owner is not None and not self._closed and not self._multiplexed and self._pid == os.getpid():
+            blocked = self._owner is not None and not self._closed and not self._multiplexed
+            if blocked and not self._dead and self._pid == os.getpid():
                 shut_down(self._inner.get_extra_info("socket"))
             self._closed = True
 

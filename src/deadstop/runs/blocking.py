@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Optional, Union, cast
 
@@ -13,7 +14,19 @@ from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.registry import Registry, checked_name, checked_policy
 from deadstop.runs.run import BaseRun
-from deadstop.runs.waiting import FIRST, Terms, Wish, answer, first_wait, next_wait, overdue, stuck, terms, wish
+from deadstop.runs.waiting import (
+    FIRST,
+    Terms,
+    Wish,
+    answer,
+    first_wait,
+    intent,
+    next_wait,
+    overdue,
+    stuck,
+    terms,
+    wish,
+)
 
 __all__ = ["Run", "Runs"]
 
@@ -189,7 +202,7 @@ class Runs:
 
 def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
     """Cancel `run` as asked, from this thread."""
-    struck = run.strike(run.intent(deadline=asked.deadline, level=asked.level or Level.CONFIRMED, **facts))
+    struck = run.strike(partial(intent, run, asked, facts))
     try:
         first = first_wait(struck, asked)
         if first is not None:

@@ -13,10 +13,11 @@ import time
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Callable, Optional
+from typing import TYPE_CHECKING, Callable, Optional, Union
 
 from deadstop.calls.call import Call, current_call
 from deadstop.calls.completion import Completion
+from deadstop.calls.loops import Loop
 from deadstop.core.diagnosis import Facts, diagnose
 from deadstop.core.machine import (
     CallFinished,
@@ -38,7 +39,10 @@ if TYPE_CHECKING:
     from deadstop.runs.remote import Remote
     from deadstop.runs.run import BaseRun
 
-__all__ = ["Cancelling"]
+__all__ = ["Asked", "Cancelling"]
+
+Asked = Union[Intent, Callable[[], Intent]]
+"""An intent, or what makes it: always the same one."""
 
 log = logging.getLogger("deadstop")
 
@@ -48,9 +52,9 @@ _UNANSWERED = (None, Outcome.SENT, Outcome.ACCEPTED, Outcome.PARKED)
 class Cancelling:
     """The cancellation of a run. All who cancel it share this one (I7)."""
 
-    def __init__(self, run: BaseRun, intent: Intent) -> None:
+    def __init__(self, run: BaseRun, intent: Asked) -> None:
         self.run = run
-        self.intent = intent
+        self._intent = intent
         self._policy: Optional[CancelPolicy] = None
         self.done = Completion()
         # Nothing was left to cancel. (What is known of a remote run's end is the chase's business.)
@@ -70,21 +74,37 @@ class Cancelling:
         self._final: Optional[CancelReceipt] = None
         self._timeout_receipt: Optional[CancelReceipt] = None
 
+    @property
+    def intent(self) -> Intent:
+        """Who wants it, and why. Built when somebody asks: the sockets come first."""
+        intent = self._intent
+        if not isinstance(intent, Intent):
+            intent = self._intent = intent()  # by two threads at once: then they build two that are equal
+        return intent
+
     # What happened
 
-    def struck(self, calls: Iterable[Call]) -> None:
-        """The fence is closed; abort `calls`."""
+    def add_calls(self, calls: Iterable[Call]) -> None:
+        """The fence is closed for `calls`; `interrupt()` comes next."""
         for call in calls:
             self._calls.setdefault(call.id, call)
-            call.interrupt()
-            if not call.held:
-                call.close_idle()
 
-    def struck_child(self, child: Cancelling) -> None:
-        """A child was struck as well."""
+    def add_child(self, child: Cancelling) -> None:
+        """A child is cancelled as well."""
         if child not in self._children:
             self._children.append(child)
             child._above.append(self)
+
+    def interrupt(self, here: Optional[Loop]) -> None:
+        """Abort the calls, those of children first: every fence is closed by now. `here` as for `strike()`."""
+        for child in self._children:
+            child.interrupt(here)
+        calls = list(self._calls.values())
+        for call in calls:
+            call.interrupt(here)
+        for call in calls:
+            if call.tracker is None or not call.held:
+                call.close_idle()
 
     def pending(self) -> list[Call]:
         """The calls, those of children included, that have not left yet."""
@@ -146,8 +166,9 @@ class Cancelling:
         mine = [] if self._chase is None else [self._chase.left if level is Level.SENT else self._chase.accepted]
         return mine + [each for child in self._children for each in child.goals(level)]
 
-    def join(self, intent: Intent) -> None:
+    def join(self, asked: Asked) -> None:
         """Somebody else wants the same. The first reason stays; this one is appended (I10), once (I8)."""
+        intent = asked if isinstance(asked, Intent) else asked()
         known = [each.request_id for each in (self.intent, *self._late)]
         if intent.request_id is not None and intent.request_id in known:
             return

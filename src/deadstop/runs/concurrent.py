@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Optional, Union, cast
 
 import anyio
 
+from deadstop.calls.loops import Loop
 from deadstop.core.model import CancelReceipt, Level, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunCancellationTimeoutError
@@ -15,7 +17,19 @@ from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.registry import Registry, checked_name, checked_policy
 from deadstop.runs.run import BaseRun
-from deadstop.runs.waiting import FIRST, Terms, Wish, answer, first_wait, next_wait, overdue, stuck, terms, wish
+from deadstop.runs.waiting import (
+    FIRST,
+    Terms,
+    Wish,
+    answer,
+    first_wait,
+    intent,
+    next_wait,
+    overdue,
+    stuck,
+    terms,
+    wish,
+)
 
 __all__ = ["AsyncRun", "AsyncRuns"]
 
@@ -59,10 +73,11 @@ class AsyncRun(BaseRun):
     ) -> None:
         left = self.leave()
         try:
-            with anyio.move_on_after(CLOSING, shield=True):
-                closing = [call for call in left if call.handed_over and call.close_idle()]
-                for call in closing:
-                    await call.left.wait_async()
+            closing = [call for call in left if call.handed_over and call.close_idle()]
+            if closing:
+                with anyio.move_on_after(CLOSING, shield=True):
+                    for call in closing:
+                        await call.left.wait_async()
         finally:
             self.end()
 
@@ -199,12 +214,13 @@ class AsyncRuns:
 
 async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
     """Cancel `run` as asked, from this task."""
-    struck = run.strike(run.intent(deadline=asked.deadline, level=asked.level or Level.CONFIRMED, **facts))
+    here = Loop.current()
+    struck = run.strike(partial(intent, run, asked, facts), here)
     try:
         first = first_wait(struck, asked)
         if first is not None:
             # At once, so that the task that was interrupted has its turn; the rest can wait.
-            await first.left.wait_async(min(FIRST, asked.timeout or FIRST))
+            await first.left.wait_async(min(FIRST, asked.timeout or FIRST), here)
     finally:
         struck.follow(asked.policy)
     return await _wait(struck, terms(run.registry, run, asked))

@@ -213,6 +213,9 @@ class Registry:
 
     def find(self, target: Any) -> BaseRun:
         """The run that `target` stands for: a name, a run, or an SDK stream or response of ours."""
+        run = self._live.get(target) if type(target) is str else None
+        if run is not None:
+            return run
         if isinstance(target, BaseRun):
             return target
         if isinstance(target, str):
@@ -232,8 +235,8 @@ class Registry:
                 "that came from this client, the address of a remote run, such as 'response:resp_123', or the object "
                 "that the SDK gave for it."
             )
-        run = cast(BaseRun, call.run)
-        return run if run.anonymous else self._alone(run, call)
+        owner = cast(BaseRun, call.run)
+        return owner if owner.anonymous else self._alone(owner, call)
 
     def _alone(self, run: BaseRun, call: Call) -> BaseRun:
         """A run of one call of a scope, so that it can be cancelled without its siblings."""

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from deadstop.calls import timers
 from deadstop.calls.call import Call
+from deadstop.calls.loops import Loop
 from deadstop.core.model import CancelReceipt, Cause, Intent, Level
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import DeadstopError, RunCancellationTimeoutError, RunCancelledError, UsageError
-from deadstop.runs.cancelling import Cancelling
+from deadstop.runs.cancelling import Asked, Cancelling
 from deadstop.runs.remote import Remote
 
 if TYPE_CHECKING:
@@ -144,8 +145,9 @@ class BaseRun:
         deadline: float = float("inf"),
         level: Level = Level.CONFIRMED,
         request_id: Optional[str] = None,
+        at: Optional[float] = None,
     ) -> Intent:
-        """An intent to cancel this run, now."""
+        """An intent to cancel this run, of now or of the moment `at` (monotonic seconds)."""
         return Intent(
             run=self.name,
             cause=cause,
@@ -154,7 +156,7 @@ class BaseRun:
             deadline=deadline,
             level=level,
             request_id=request_id,
-            at=time.monotonic(),
+            at=time.monotonic() if at is None else at,
         )
 
     def request_cancel(self, intent: Intent) -> Cancelling:
@@ -167,17 +169,20 @@ class BaseRun:
         cancelling.follow()
         return cancelling
 
-    def strike(self, intent: Intent) -> Cancelling:
+    def strike(self, intent: Asked, here: Optional[Loop] = None) -> Cancelling:
         """The part that can't wait: close the fences and interrupt the calls. `follow()` the result, always.
 
         What was interrupted needs the interpreter to come free, so a thread that means to wait does nothing else
-        before it does.
+        before it does. It does not even build the intent: it gives what makes it. `here`: the loop of the task that
+        this is called from; not from a signal handler, which may run on top of one.
         """
-        cancelling = self._strike(intent)
-        self._call_back_all()
+        cancelling = self._close_fence(intent)
+        cancelling.interrupt(here)
+        if self._callbacks or self.children:
+            self._call_back_all()
         return cancelling
 
-    def _strike(self, intent: Intent) -> Cancelling:
+    def _close_fence(self, intent: Asked) -> Cancelling:
         mine = Cancelling(self, intent)
         cancelling = self._cancelling.setdefault("it", mine)
         if cancelling is not mine:
@@ -190,12 +195,12 @@ class BaseRun:
             for call in calls:
                 call.canceller = call.canceller or cancelling
                 call.cancelled = True
-            for child in list(self.children.values()):
+            for child in list(self.children.values()) if self.children else ():
                 if not child.cancelled:
-                    cancelling.struck_child(child._strike(child.intent_of(intent)))
+                    cancelling.add_child(child._close_fence(child.intent_of(cancelling.intent)))
                 elif child.remote is not None:
-                    cancelling.struck_child(child._cancelling["it"])
-            cancelling.struck(calls)
+                    cancelling.add_child(child._cancelling["it"])
+            cancelling.add_calls(calls)
         return cancelling
 
     def _call_back_all(self) -> None:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 from deadstop.calls.call import Call
-from deadstop.core.model import CancelReceipt, Level
+from deadstop.core.model import CancelReceipt, Intent, Level
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import UsageError
 from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.registry import Registry, checked_policy, checked_seconds
 from deadstop.runs.run import BaseRun
 
-__all__ = ["FIRST", "Terms", "Wish", "answer", "first_wait", "next_wait", "overdue", "stuck", "terms", "wish"]
+__all__ = [
+    *("FIRST", "Terms", "Wish", "answer", "first_wait", "intent", "next_wait", "overdue", "stuck", "terms", "wish")
+]
 
 
 class Terms(NamedTuple):
@@ -41,6 +43,8 @@ class Wish(NamedTuple):
 def wish(wait: Union[Level, str, None], timeout: Optional[float], policy: Optional[CancelPolicy]) -> Wish:
     """The wish of a cancel that is asked for now. Raises `UsageError`, and then nothing was cancelled."""
     at = time.monotonic()
+    if wait is None and timeout is None and policy is None:
+        return Wish(at, None, None, None)
     level = None
     if wait is not None:
         try:
@@ -50,6 +54,11 @@ def wish(wait: Union[Level, str, None], timeout: Optional[float], policy: Option
     if timeout is not None:
         timeout = checked_seconds("timeout", timeout)
     return Wish(at, level, timeout, None if policy is None else checked_policy(policy))
+
+
+def intent(run: BaseRun, asked: Wish, facts: dict[str, Any]) -> Intent:
+    """The intent that the wish comes to."""
+    return run.intent(at=asked.at, deadline=asked.deadline, level=asked.level or Level.CONFIRMED, **facts)
 
 
 def terms(registry: Registry, run: Optional[BaseRun], asked: Wish) -> Terms:
