@@ -165,7 +165,7 @@ class Call:
         self.gate = threading.Lock()
         self.socket: Optional[Any] = None  # the network stream the call is on, if it has one to itself
         self.waker: Optional[Callable[[], None]] = None  # wakes what blocks without a socket
-        self.scope_waker: Optional[Callable[[Optional[Loop]], None]] = None  # cancels the scope a task's request runs in
+        self.scope_waker: Optional[Callable[[Optional[Loop]], None]] = None  # cancels the scope of a task's request
         self.closer: Optional[Callable[[], bool]] = None  # closes an open response while nobody reads it
         self.in_task = in_task
         self.canceller: Any = None  # the cancellation that got here first

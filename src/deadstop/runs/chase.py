@@ -113,9 +113,9 @@ class Chase:
         grace = min(intent.at + self.policy.grace, deadline)
         self.feed(CancelRequested(at=intent.at, intent=replace(intent, deadline=deadline)))
         self._changed(self.remote)  # what came to be known before anybody wanted it cancelled
-        if not self.machine.ended:
+        if not self.machine.ended and not self._stopped:
             self._bounds = [self._clock.at(grace, self.grace_spent), self._clock.at(deadline, self.deadline_passed)]
-            if self.done.is_set():  # meanwhile
+            if self.done.is_set() or self._stopped:  # meanwhile
                 self._stop_timers()
 
     def join(self, intent: Intent) -> None:

@@ -14,7 +14,17 @@ from deadstop.runs.registry import Registry, checked_policy, checked_seconds
 from deadstop.runs.run import BaseRun
 
 __all__ = [
-    *("FIRST", "Terms", "Wish", "answer", "first_wait", "intent", "next_wait", "overdue", "stuck", "terms", "wish")
+    "FIRST",
+    "Terms",
+    "Wish",
+    "answer",
+    "first_wait",
+    "intent",
+    "next_wait",
+    "overdue",
+    "stuck",
+    "terms",
+    "wish",
 ]
 
 
