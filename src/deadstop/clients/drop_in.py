@@ -63,6 +63,9 @@ class _Async:
     async def request(self, *args: Any, **kwargs: Any) -> Any:
         return await adopt_async(self).request(self, super().request, args, kwargs)  # type: ignore[misc]
 
+    def _calculate_retry_timeout(self, *args: Any, **kwargs: Any) -> float:
+        return adopt_async(self).pause(super()._calculate_retry_timeout(*args, **kwargs))  # type: ignore[misc]
+
     async def close(self) -> None:
         await super().close()  # type: ignore[misc]
         adopted = self.__dict__.get(ATTRIBUTE)
