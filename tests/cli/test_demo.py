@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -11,6 +12,7 @@ from cli_child import command
 
 from deadstop.cli.demo.cases import CASES, Case, Moment
 from deadstop.cli.demo.judge import Played, judge
+from deadstop.cli.demo.remote import REMOTE_CASES
 from deadstop.core.model import (
     CallFacts,
     CancelReceipt,
@@ -113,8 +115,10 @@ def test_the_demo_holds() -> None:
     with command("demo") as child:
         assert child.end() == 0, "\n".join(child.output)
     output = "\n".join(child.output)
-    lines = [line for line in child.output if line.startswith(("yes", "skipped"))]
-    assert {line.split(".")[0].split()[-1] for line in lines} == {str(number + 1) for number in range(len(CASES))}
+    numbers = re.findall(r"^(?:yes|skipped) +(\d+)\. ", output, re.MULTILINE)
+    assert {int(number) for number in numbers} == set(range(1, len(CASES) + 1))
+    remote = re.findall(r"^yes (?:sync|async) (?:background response|thread run|batch)", output, re.MULTILINE)
+    assert len(remote) == len(REMOTE_CASES)
     assert "neighbour-sync" in output
     assert "receipts hold" in child.output[-1]
     assert "Traceback" not in child.errors
