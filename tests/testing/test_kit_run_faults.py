@@ -378,3 +378,14 @@ def test_all_who_wait_see_the_end(kit: Kit) -> None:
     for waiter in waiters:
         waiter.join()
     assert len(seen) == 20
+
+
+def test_a_fault_of_any_stream_plays_on_a_runs_stream(kit: Kit) -> None:
+    """Its stream stalls after some tokens, and the run works on all the same."""
+    kit.server.add(faults.StallAfter(3), path="/responses")
+    with KitClient(kit.server) as client:
+        client.send("/v1/responses", STREAM)
+        kit.server.wait_for_runs(lambda runs: bool(runs) and runs[0].tokens > 50)
+        kit.server.wait_for(lambda requests: requests[0].tokens_sent == 3)
+        assert kit.server.requests[0].tokens_generated == 3
+    assert the_run(kit).truth == "active"
