@@ -27,6 +27,9 @@ def record(**facts: Any) -> RunRecord:
         "reads": 0,
         "first_cancel_at": 2.0,
         "acknowledged_at": 2.0,
+        "tokens_after_request": 0,
+        "history": ((1.0, "in_progress"), (2.0, "cancelled")),
+        "request": 1,
     }
     return RunRecord(**{**known, **facts})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import pytest
 from cli_child import command
@@ -27,6 +28,21 @@ def test_it_serves_until_it_is_told_to_stop(number: int) -> None:
         assert answer.usage is None
         assert "completed (3 tokens generated" in child.until("#1")
         child.signal(number)
+        assert child.end() == 0
+    assert child.errors == ""
+
+
+def test_it_has_remote_runs() -> None:
+    """It makes and cancels a run, with the faults of a run's life, and logs what was true of it."""
+    with command(
+        "serve-fake", "--rate", "1000", "--tokens", "50000", "--fault", "StaysCancelling:seconds=0.01"
+    ) as child:
+        url = child.line()
+        with OpenAI(api_key="any", base_url=url) as client:
+            made: Any = client.post("/batches", body={"input_file_id": "f"}, cast_to=object)
+            client.post(f"/batches/{made['id']}/cancel", cast_to=object)
+        assert "says cancelled, is cancelled" in child.until(f"batch:{made['id']}")
+        child.signal(signal.SIGTERM)
         assert child.end() == 0
     assert child.errors == ""
 

@@ -56,6 +56,24 @@ def test_a_fault_is_set_and_cleared_from_outside(process: FakeProcess) -> None:
         assert client.read_until(b"usage").startswith(b"HTTP/1.1 200")
 
 
+def test_the_runs_come_over(process: FakeProcess) -> None:
+    """The child's remote runs read like our own, and can be waited for without asking again and again."""
+    process.add(faults.StaysCancelling(0.05), path="/cancel")
+    with KitClient(process) as client:
+        client.send("/v1/uploads", {"bytes": 1})
+        client.read_until(b"upload_fake")
+        [made] = process.wait_runs("active", kind="upload")
+        client.send(f"/v1/uploads/{made.id}/cancel")
+        [run] = process.wait_runs("cancelled", kind="upload", id=made.id, cancels=1)
+    assert (run.ids, run.status, run.truth) == (made.ids, "cancelled", "cancelled")
+    assert run.history[0] == (run.created_at, "pending")
+    assert process.runs() == [run]
+    with pytest.raises(TimeoutError, match=f"upload:{made.id} says cancelled"):
+        process.wait_runs("completed", timeout=0.01)
+    process.reset()
+    assert process.runs() == []
+
+
 def test_a_blackhole_does_not_lock_its_owner_out(process: FakeProcess) -> None:
     """The control goes on over its own connection, whatever new connections suffer."""
     process.add(faults.Blackhole())

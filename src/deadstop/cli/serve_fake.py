@@ -10,7 +10,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any, Callable, Optional
 
-from deadstop.testing import FakeOpenAI, RequestRecord, faults
+from deadstop.testing import FakeOpenAI, RequestRecord, RunRecord, faults
 from deadstop.testing.faults.base import Fault
 
 __all__ = ["BadFault", "parse_fault", "serve_fake"]
@@ -23,7 +23,7 @@ class BadFault(ValueError):
 def serve_fake(
     port: int, rate: float, tokens: int, played: Sequence[Fault], cert: Optional[str], key: Optional[str]
 ) -> None:
-    """Serve until SIGINT or SIGTERM. Prints the base URL, an example, and each request when it has ended."""
+    """Serve until SIGINT or SIGTERM. Prints the base URL, an example, and each request and run when it has ended."""
     context = None
     if cert is not None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -37,6 +37,7 @@ def serve_fake(
             _say(f"Try: OPENAI_API_KEY=any OPENAI_BASE_URL={server.base_url} deadstop exec your_script.py")
             _say("Stop it with Ctrl-C.")
             threading.Thread(target=_log, args=(server,), daemon=True).start()
+            threading.Thread(target=_log_runs, args=(server,), daemon=True).start()
             signal.sigwait(ends)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -60,6 +61,23 @@ def _log(server: FakeOpenAI) -> None:
         for record in news(server.requests):
             told.add(record.id)
             _say(str(record))
+
+
+def _log_runs(server: FakeOpenAI) -> None:
+    """Tell of each remote run when it is over in truth, and again when it says something else after that."""
+    told: dict[tuple[str, ...], str] = {}
+
+    def news(runs: list[RunRecord]) -> list[RunRecord]:
+        return [each for each in runs if each.truth != "active" and told.get(each.ids) != each.status]
+
+    while True:
+        try:
+            server.wait_for_runs(lambda runs: bool(news(runs)), timeout=3600.0)
+        except TimeoutError:
+            continue
+        for run in news(server.runs):
+            told[run.ids] = run.status
+            _say(str(run))
 
 
 def parse_fault(text: str) -> Fault:

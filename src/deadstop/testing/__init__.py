@@ -7,8 +7,20 @@
         ...  # OpenAI(base_url=server.base_url, api_key="any")
         server.wait_for(lambda requests: requests[-1].state == "disconnected")
 
-It has remote runs, too (background responses, thread runs, batches, ...): `server.runs` says what is true of each,
-whatever a fault makes the server say, and `server.wait_for_runs` waits for it.
+It has remote runs, too: background responses (streamed or not, taken up with `starting_after`, the beta's as well),
+thread runs, batches, fine-tuning jobs, vector-store file batches, eval runs, uploads and ChatKit sessions. A run works
+by the clock (tokens at the server's rate, connected or not) until it is done or is cancelled for real. `server.runs`
+says what is true of each, whatever a fault makes the server say, and `server.wait_for_runs` waits for it:
+
+    server.add(faults.CancelledButRunsOn(), path="/cancel")
+    ...  # create a background response, cancel it
+    server.wait_for_runs(lambda runs: runs[0].truth == "completed")  # it says "cancelled"
+
+Faults of a run's life: at its create CreateReplyLost, CreateReplySlow, StaysQueued, RunFails; at its cancel
+CancelReplyLost, CancelReplySlow, FalseConflict, IgnoresCancel, StaysCancelling, CompletesFirst, CancelledThenCompleted,
+ComesBackToLife, CancelledButRunsOn, WedgesOnDuplicate; at any request about it NotYetKnown, PrefixMatch; in its stream
+of events CancelEventLate, CancelEventAbsent, StreamRunsOn. An overloaded cancel is Overloaded with `path="/cancel"`;
+`times` limits each of them.
 
 It needs h11 (`pip install "deadstop[testing]"`), and knows neither the SDK nor its transports. POSIX only.
 """

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs
 
 from deadstop.testing import faults as fault_kinds
 from deadstop.testing.record import RecordBook, RequestRecord
-from deadstop.testing.runs import RunStore
+from deadstop.testing.runs import RunRecord, RunStore
 from deadstop.testing.script import Script
 from deadstop.testing.sse import decode_json
 
@@ -21,8 +22,8 @@ class Control:
 
     `GET records` -> list of records; with `wait=STATE`, `id=N`, `tokens=N` (at least so many sent) and
     `timeout=S` only once a record is so, or after the time, then with status 408. `GET runs` -> list of remote runs
-    as they stand. `POST faults` `{"fault",
-    "args", "path", "model", "times"}`, `POST clear`, `POST reset`.
+    as they stand; likewise with `wait=TRUTH`, `status=WORD`, `kind=NAME`, `id=ID`, and at least so many `tokens=N`,
+    `cancels=N`, `reads=N`. `POST faults` `{"fault", "args", "path", "model", "times"}`, `POST clear`, `POST reset`.
     """
 
     def __init__(self, script: Script, book: RecordBook, runs: RunStore) -> None:
@@ -33,15 +34,19 @@ class Control:
         """Ends every wait."""
         self._stopped.set()
         self._book.touch()
+        self._runs.touch()
 
     def handle(self, method: str, path: str, query: str, body: bytes) -> tuple[int, Any]:
         """The status and the JSON of the answer."""
         name = path[len(PREFIX) :].strip("/")
         try:
+            asked = {key: values[-1] for key, values in parse_qs(query).items()}
             if (method, name) == ("GET", "records"):
-                return self._records({key: values[-1] for key, values in parse_qs(query).items()})
+                status = self._when(asked, self._book.wait_for, _is_so)
+                return status, [dataclasses.asdict(record) for record in self._book.snapshot()]
             if (method, name) == ("GET", "runs"):
-                return 200, [dataclasses.asdict(run) for run in self._runs.records()]
+                status = self._when(asked, self._runs.wait_for, _run_is_so)
+                return status, [dataclasses.asdict(run) for run in self._runs.records()]
             if (method, name) == ("POST", "faults"):
                 self._add(decode_json(body))
             elif (method, name) == ("POST", "clear"):
@@ -62,17 +67,18 @@ class Control:
         fault = fault_kinds.build(asked["fault"], asked.get("args") or {})
         self._script.add(fault, path=asked.get("path"), model=asked.get("model"), times=asked.get("times"))
 
-    def _records(self, asked: dict[str, str]) -> tuple[int, Any]:
-        status = 200
-        if asked:
-            try:
-                self._book.wait_for(
-                    lambda records: self._stopped.is_set() or any(_is_so(record, asked) for record in records),
-                    float(asked.get("timeout", "5")),
-                )
-            except TimeoutError:
-                status = 408
-        return status, [dataclasses.asdict(record) for record in self._book.snapshot()]
+    def _when(self, asked: dict[str, str], wait_for: Callable[..., None], is_so: Callable[..., bool]) -> int:
+        """Wait until one is as it is asked for, if anything is; the status of the answer."""
+        if not asked:
+            return 200
+        try:
+            wait_for(
+                lambda each: self._stopped.is_set() or any(is_so(one, asked) for one in each),
+                float(asked.get("timeout", "5")),
+            )
+        except TimeoutError:
+            return 408
+        return 200
 
 
 def _is_so(record: RequestRecord, asked: dict[str, str]) -> bool:
@@ -80,4 +86,14 @@ def _is_so(record: RequestRecord, asked: dict[str, str]) -> bool:
         asked.get("wait", record.state) == record.state
         and int(asked.get("id", record.id)) == record.id
         and record.tokens_sent >= int(asked.get("tokens", 0))
+    )
+
+
+def _run_is_so(run: RunRecord, asked: dict[str, str]) -> bool:
+    return (
+        asked.get("wait", run.truth) == run.truth
+        and asked.get("status", run.status) == run.status
+        and asked.get("kind", run.kind) == run.kind
+        and asked.get("id", run.id) == run.id
+        and all(getattr(run, name) >= int(asked.get(name, 0)) for name in ("tokens", "cancels", "reads"))
     )

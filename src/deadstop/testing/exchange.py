@@ -105,7 +105,7 @@ class Exchange:
         record = self.record
         state = "failed"  # until shown otherwise
         try:
-            self.reply = self._script.reply_to(self.body)
+            self.reply = self._find_reply()
             with contextlib.suppress(_Answered):
                 for fault in self._faults:
                     fault.before_headers(self)
@@ -121,6 +121,9 @@ class Exchange:
             record.finished_at = time.monotonic()
             record.state = state
             self._book.touch()
+
+    def _find_reply(self) -> Reply:
+        return self._script.reply_to(self.body)
 
     def _open_stream(self) -> None:
         self._chunked = self._http.their_http_version != b"1.0"

@@ -132,8 +132,33 @@ class FakeProcess:
 
     def runs(self) -> list[RunRecord]:
         """The server's remote runs as they stand now. Their times are this machine's monotonic clock."""
-        answer = self._ask("GET", "runs")[1]
-        return [RunRecord(**{**facts, "ids": tuple(facts["ids"])}) for facts in answer]
+        return self._parse_runs(self._ask("GET", "runs")[1])
+
+    def wait_runs(
+        self,
+        truth: str | None = None,
+        *,
+        status: str | None = None,
+        kind: str | None = None,
+        id: str | None = None,
+        tokens: int = 0,
+        cancels: int = 0,
+        reads: int = 0,
+        timeout: float = 5.0,
+    ) -> list[RunRecord]:
+        """Waits until a remote run is so, with at least so many tokens, cancels and reads; returns all runs.
+
+        The server waits: nothing is polled. Raises TimeoutError in the end.
+        """
+        numbers = {"timeout": timeout, "tokens": tokens, "cancels": cancels, "reads": reads}
+        words = {"wait": truth, "status": status, "kind": kind, "id": id}
+        asked = urlencode({**numbers, **{name: word for name, word in words.items() if word is not None}})
+        code, answer = self._ask("GET", f"runs?{asked}", timeout)
+        runs = self._parse_runs(answer)
+        if code == 408:
+            known = "; ".join(map(str, runs)) or "none"
+            raise TimeoutError(f"What was waited for did not come true within {timeout:g} s. The runs: {known}.")
+        return runs
 
     def wait(
         self, state: str | None = None, *, id: int | None = None, tokens: int = 0, timeout: float = 5.0
@@ -161,7 +186,7 @@ class FakeProcess:
         self._ask("POST", "clear")
 
     def reset(self) -> None:
-        """Removes all faults and forgets all records."""
+        """Removes all faults and forgets all records and runs."""
         self._ask("POST", "reset")
 
     # -- inside
@@ -202,6 +227,13 @@ class FakeProcess:
     @staticmethod
     def _parse(answer: Any) -> list[RequestRecord]:
         return [RequestRecord(**facts) for facts in answer]
+
+    @staticmethod
+    def _parse_runs(answer: Any) -> list[RunRecord]:
+        return [
+            RunRecord(**{**facts, "ids": tuple(facts["ids"]), "history": tuple(map(tuple, facts["history"]))})
+            for facts in answer
+        ]
 
     def _end(self) -> None:
         with self._process as process:  # closes the pipes and waits

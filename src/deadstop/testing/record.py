@@ -90,6 +90,10 @@ class RecordBook:
         with self._changed:
             return list(self._records)
 
+    def find(self, number: int) -> RequestRecord | None:
+        """The record of that number."""
+        return next((record for record in self.snapshot() if record.id == number), None)
+
     def touch(self) -> None:
         """Tells those who wait that something changed; nearly free when nobody waits."""
         # A waiter counts itself before it looks, so either it sees the change or this sees the waiter.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from deadstop.testing import render_responses
-from deadstop.testing.reply import Event, Reply, Stamp
+from deadstop.testing.reply import Event, Stamp
 
 if TYPE_CHECKING:
     from deadstop.testing.runs import RemoteRun
@@ -18,14 +18,14 @@ JSON = dict[str, Any]
 CREATED = 1_700_000_000
 
 
-def response(run: RemoteRun, status: str, reply: Reply) -> JSON:
+def response(run: RemoteRun, status: str) -> JSON:
     """A background response: its output is there once it is completed."""
     render = render_responses.response if status == "completed" else render_responses.begun
-    whole = render(reply, run.body, Stamp(run.serial, CREATED))
+    whole = render(run.reply, run.body, Stamp(run.serial, CREATED))
     return {**whole, "id": run.id, "background": True, "status": status}
 
 
-def thread_run(run: RemoteRun, status: str, reply: Reply) -> JSON:
+def thread_run(run: RemoteRun, status: str) -> JSON:
     """A run of an assistant on a thread."""
     body = run.body
     return {
@@ -60,7 +60,7 @@ def thread_run(run: RemoteRun, status: str, reply: Reply) -> JSON:
     }
 
 
-def batch(run: RemoteRun, status: str, reply: Reply) -> JSON:
+def batch(run: RemoteRun, status: str) -> JSON:
     """A batch."""
     body = run.body
     return {
@@ -73,12 +73,12 @@ def batch(run: RemoteRun, status: str, reply: Reply) -> JSON:
         "created_at": CREATED,
         "cancelling_at": CREATED if status in ("cancelling", "cancelled") else None,
         "cancelled_at": CREATED if status == "cancelled" else None,
-        "request_counts": {"total": run.total, "completed": 0, "failed": 0},
+        "request_counts": {"total": 1, "completed": int(status == "completed"), "failed": int(status == "failed")},
         "metadata": body.get("metadata") or {},
     }
 
 
-def fine_tuning_job(run: RemoteRun, status: str, reply: Reply) -> JSON:
+def fine_tuning_job(run: RemoteRun, status: str) -> JSON:
     """A fine-tuning job."""
     body = run.body
     return {
@@ -100,7 +100,7 @@ def fine_tuning_job(run: RemoteRun, status: str, reply: Reply) -> JSON:
     }
 
 
-def vector_store_file_batch(run: RemoteRun, status: str, reply: Reply) -> JSON:
+def vector_store_file_batch(run: RemoteRun, status: str) -> JSON:
     """Files on their way into a vector store."""
     counts = {"in_progress": 0, "completed": 0, "failed": 0, "cancelled": 0, "total": 1}
     counts[status] = 1
@@ -114,7 +114,7 @@ def vector_store_file_batch(run: RemoteRun, status: str, reply: Reply) -> JSON:
     }
 
 
-def eval_run(run: RemoteRun, status: str, reply: Reply) -> JSON:
+def eval_run(run: RemoteRun, status: str) -> JSON:
     """A run of an eval."""
     return {
         "id": run.id,
@@ -135,7 +135,7 @@ def eval_run(run: RemoteRun, status: str, reply: Reply) -> JSON:
     }
 
 
-def upload(run: RemoteRun, status: str, reply: Reply) -> JSON:
+def upload(run: RemoteRun, status: str) -> JSON:
     """An upload in parts."""
     body = run.body
     return {
@@ -151,7 +151,7 @@ def upload(run: RemoteRun, status: str, reply: Reply) -> JSON:
     }
 
 
-def chatkit_session(run: RemoteRun, status: str, reply: Reply) -> JSON:
+def chatkit_session(run: RemoteRun, status: str) -> JSON:
     """A ChatKit session."""
     return {
         "id": run.id,
@@ -176,32 +176,67 @@ def chatkit_session(run: RemoteRun, status: str, reply: Reply) -> JSON:
     }
 
 
-def response_events(run: RemoteRun, reply: Reply) -> Iterator[Event]:
-    """The events of a background response that is not disturbed."""
-    for event in render_responses.events(reply, run.body, Stamp(run.serial, CREATED)):
+def thread(thread_id: str) -> JSON:
+    """A thread."""
+    return {"id": thread_id, "object": "thread", "created_at": CREATED, "metadata": {}, "tool_resources": None}
+
+
+def response_events(run: RemoteRun) -> Iterator[Event]:
+    """The events of a background response to which nothing happens."""
+    for event in render_responses.events(run.reply, run.body, Stamp(run.serial, CREATED)):
         inner = event.data.get("response")
         if isinstance(inner, dict):
             inner.update(id=run.id, background=True)
         yield event
 
 
-def response_end(run: RemoteRun, status: str, reply: Reply, number: int) -> Event:
-    """The last event of a background response that did not complete. The API has no event of its own for a cancel."""
-    kind = "response.failed" if status == "failed" else "response.incomplete"
-    return Event({"type": kind, "sequence_number": number, "response": response(run, status, reply)}, 0, kind)
+def response_end(run: RemoteRun, status: str, number: int) -> Event:
+    """The last event of a background response that ended early.
+
+    The API has no event of its own for a cancel (the SDK's ResponseStreamEvent).
+    """
+    kind = f"response.{status if status in ('completed', 'failed') else 'incomplete'}"
+    return Event({"type": kind, "sequence_number": number, "response": response(run, status)}, 0, kind)
 
 
-def thread_events(run: RemoteRun, reply: Reply) -> Iterator[Event]:
-    """The events of a thread run that is not disturbed."""
-    for status in ("created", "queued", "in_progress"):
-        yield thread_status(run, "queued" if status == "created" else status, reply, f"thread.run.{status}")
-    for piece in reply.pieces():
-        delta = {"content": [{"index": 0, "type": "text", "text": {"value": piece.value}}]}
+def thread_events(run: RemoteRun, *, alone: bool = True) -> Iterator[Event]:
+    """The events of a thread run to which nothing happens; with its thread's, unless it is made `alone`."""
+    if not alone:
+        yield Event(thread(run.ids[0]), 0, "thread.created")
+    waiting = run.kind.queued or run.kind.active
+    yield thread_status(run, waiting, "created")
+    yield thread_status(run, waiting)
+    yield thread_status(run, run.kind.active)
+    pieces = run.reply.pieces()
+    for step in ("created", "in_progress"):
+        yield _message(run, step, [])
+    for piece in pieces:
+        delta = {"content": [{"index": 0, "type": "text", "text": {"value": piece.value, "annotations": []}}]}
         data = {"id": f"msg_fake{run.serial}", "object": "thread.message.delta", "delta": delta}
         yield Event(data, 1, "thread.message.delta")
-    yield thread_status(run, "completed", reply, "thread.run.completed")
+    text = {"value": "".join(piece.value for piece in pieces), "annotations": []}
+    yield _message(run, "completed", [{"type": "text", "text": text}])
+    yield thread_status(run, "completed")
 
 
-def thread_status(run: RemoteRun, status: str, reply: Reply, name: str | None = None) -> Event:
+def thread_status(run: RemoteRun, status: str, name: str | None = None) -> Event:
     """The event that a thread run has this status."""
-    return Event(thread_run(run, status, reply), 0, name or f"thread.run.{status}")
+    return Event(thread_run(run, status), 0, f"thread.run.{name or status}")
+
+
+def _message(run: RemoteRun, step: str, content: list[JSON]) -> Event:
+    message: JSON = {
+        "id": f"msg_fake{run.serial}",
+        "object": "thread.message",
+        "created_at": CREATED,
+        "thread_id": run.ids[0],
+        "run_id": run.id,
+        "assistant_id": run.body.get("assistant_id") or "asst_fake",
+        "role": "assistant",
+        "status": "completed" if step == "completed" else "in_progress",
+        "content": content,
+        "attachments": [],
+        "file_ids": [],
+        "metadata": {},
+    }
+    return Event(message, 0, f"thread.message.{step}")

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Callable
 
-from deadstop.testing import render_chat, render_messages, render_other, render_responses
+from deadstop.testing import render_chat, render_messages, render_other, render_responses, render_runs
 from deadstop.testing.reply import Event, Reply, Stamp
 from deadstop.testing.sse import DONE
 
@@ -41,10 +41,19 @@ AT_ONCE = _at_once(lambda body: {})
 """An answer that takes no work."""
 
 
+_THREAD = Shape(
+    lambda reply, body, stamp: render_runs.thread(f"thread_fake{stamp.serial}"),
+    lambda reply, body, stamp: (),
+    lambda reply, body: 0,
+)
+
+
 def find(method: str, path: str) -> Shape | None:
     """The shape of the answer, or None for a path that this server does not know."""
     match = _PREFIX.match(path)
     rest = match["rest"].strip("/") if match else ""
+    if (method, rest) == ("POST", "threads"):
+        return _THREAD
     if method == "POST":
         return _at_once(render_other.embeddings) if rest == "embeddings" else _GENERATING.get(rest)
     if method == "GET" and rest == "models":

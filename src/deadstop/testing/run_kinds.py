@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from deadstop.testing import render_runs
+from deadstop.testing import render_responses, render_runs
+from deadstop.testing.reply import Reply
 
 Body = Mapping[str, Any]
 _PREFIX = re.compile(r"^(?:/openai/deployments/[^/]+|/openai/v1|/openai|/v1)?(?P<rest>/.*)$")
@@ -17,8 +18,10 @@ _PREFIX = re.compile(r"^(?:/openai/deployments/[^/]+|/openai/v1|/openai|/v1)?(?P
 class RunKind:
     """How one API has its runs.
 
-    `path` has a group for each id, `create` for those that it names. `refuse(status)` is the answer to a cancel of a
-    run that is over; None: it gets the object again. `extra` are further paths: what they do, and where.
+    `path` has a group for each id, `create` and `lists` for those that they name. `queued` is its word before it works,
+    where it has one. `refusal` answers, with `refusal_status`, a cancel of a run that is over; with `again` one that is
+    cancelled already gets its object instead. `completable`: it ends when it is told so (POST .../complete) and, as
+    where `works` is false, not by itself.
     """
 
     name: str
@@ -27,18 +30,23 @@ class RunKind:
     prefixes: tuple[str, ...]
     render: Callable[..., dict[str, Any]]
     active: str
+    queued: str | None = None
     completed: str = "completed"
     cancelled: str = "cancelled"
+    failed: str = "failed"
     cancelling: str | None = None
     other_ends: tuple[str, ...] = ()
     cancelling_for: float = 0.0
     cancel: tuple[str, ...] = ("/cancel",)
     readable: bool = True
+    works: bool = True
+    completable: bool = False
     refusal: str = "Cannot cancel a {name} with status '{status}'."
     refusal_status: int = 400
     again: bool = False
     starts: Callable[[Body], bool] = lambda body: True
     lists: str | None = None
+    tokens: Callable[[Reply, Body], int] = lambda reply, body: reply.count()
 
 
 class RunRequest(NamedTuple):
@@ -57,10 +65,12 @@ KINDS: tuple[RunKind, ...] = (
         prefixes=("resp_",),
         render=render_runs.response,
         active="in_progress",
+        queued="queued",
         other_ends=("failed", "incomplete"),
         refusal="Cannot cancel a {status} response.",
         again=True,
         starts=lambda body: body.get("background") is True,
+        tokens=render_responses.token_count,
     ),
     RunKind(
         name="thread_run",
@@ -69,10 +79,12 @@ KINDS: tuple[RunKind, ...] = (
         prefixes=("thread_", "run_"),
         render=render_runs.thread_run,
         active="in_progress",
+        queued="queued",
         cancelling="cancelling",
         cancelling_for=0.02,
         other_ends=("failed", "incomplete", "expired"),
         refusal="Cannot cancel run with status '{status}'.",
+        lists=r"/threads/([^/]+)/runs",
     ),
     RunKind(
         name="batch",
@@ -81,6 +93,7 @@ KINDS: tuple[RunKind, ...] = (
         prefixes=("batch_",),
         render=render_runs.batch,
         active="in_progress",
+        queued="validating",
         cancelling="cancelling",
         cancelling_for=0.05,
         other_ends=("failed", "expired"),
@@ -95,6 +108,7 @@ KINDS: tuple[RunKind, ...] = (
         prefixes=("ftjob-",),
         render=render_runs.fine_tuning_job,
         active="running",
+        queued="queued",
         completed="succeeded",
         other_ends=("failed",),
         lists=r"/fine_tuning/jobs",
@@ -115,9 +129,11 @@ KINDS: tuple[RunKind, ...] = (
         prefixes=("eval_", "evalrun_"),
         render=render_runs.eval_run,
         active="in_progress",
+        queued="queued",
         cancelled="canceled",
         other_ends=("failed",),
         cancel=("/cancel", ""),
+        lists=r"/evals/([^/]+)/runs",
     ),
     RunKind(
         name="upload",
@@ -126,8 +142,11 @@ KINDS: tuple[RunKind, ...] = (
         prefixes=("upload_",),
         render=render_runs.upload,
         active="pending",
+        failed="expired",
         other_ends=("expired",),
         readable=False,
+        works=False,
+        completable=True,
         again=True,
     ),
     RunKind(
@@ -138,7 +157,9 @@ KINDS: tuple[RunKind, ...] = (
         render=render_runs.chatkit_session,
         active="active",
         completed="expired",
+        failed="expired",
         readable=False,
+        works=False,
         again=True,
     ),
 )
@@ -165,13 +186,14 @@ def _find(kind: RunKind, method: str, rest: str, body: Body) -> RunRequest | Non
             match = re.fullmatch(kind.path + re.escape(suffix), rest)
             if match and not (kind.name == "response" and match.group(1) in ("compact", "input_tokens")):
                 return RunRequest(kind, "cancel", match.groups())
-        match = re.fullmatch(kind.path + "/complete", rest)
+        match = re.fullmatch(kind.path + "/complete", rest) if kind.completable else None
         if match:
             return RunRequest(kind, "complete", match.groups())
     if method == "GET":
         match = re.fullmatch(kind.path, rest)
         if match and kind.readable:
             return RunRequest(kind, "read", match.groups())
-        if kind.lists is not None and re.fullmatch(kind.lists, rest):
-            return RunRequest(kind, "list", ())
+        match = re.fullmatch(kind.lists, rest) if kind.lists is not None else None
+        if match:
+            return RunRequest(kind, "list", match.groups())
     return None

@@ -100,6 +100,17 @@ class Wire:
             for fd, _ in self._poller.poll():
                 raise Stopped if fd == self._stop_fd else PeerGone
 
+    def is_there(self) -> bool:
+        """Whether the peer is. Looks at the kernel without taking anything, so that any thread may ask."""
+        if self.gone_at is not None:
+            return False
+        try:
+            return bool(self._sock.recv(1, socket.MSG_PEEK))
+        except (BlockingIOError, InterruptedError):
+            return True
+        except OSError:
+            return False
+
     # -- reading and writing
 
     def read(self) -> bytes:

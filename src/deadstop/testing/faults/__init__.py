@@ -7,6 +7,8 @@ from typing import Any
 from deadstop.testing.faults.base import Fault
 from deadstop.testing.faults.blackhole import Blackhole
 from deadstop.testing.faults.burst import Burst
+from deadstop.testing.faults.cancel_event_absent import CancelEventAbsent
+from deadstop.testing.faults.cancel_event_late import CancelEventLate
 from deadstop.testing.faults.cancel_reply_lost import CancelReplyLost
 from deadstop.testing.faults.cancel_reply_slow import CancelReplySlow
 from deadstop.testing.faults.cancelled_but_runs_on import CancelledButRunsOn
@@ -30,15 +32,20 @@ from deadstop.testing.faults.prefix_match import PrefixMatch
 from deadstop.testing.faults.refuse_stream import RefuseStream
 from deadstop.testing.faults.refuse_stream_options import RefuseStreamOptions
 from deadstop.testing.faults.reset import Reset
+from deadstop.testing.faults.run_fails import RunFails
 from deadstop.testing.faults.slow_headers import SlowHeaders
 from deadstop.testing.faults.slow_tls import SlowTLS
 from deadstop.testing.faults.stall_after import StallAfter
 from deadstop.testing.faults.stays_cancelling import StaysCancelling
+from deadstop.testing.faults.stays_queued import StaysQueued
+from deadstop.testing.faults.stream_runs_on import StreamRunsOn
 from deadstop.testing.faults.wedges_on_duplicate import WedgesOnDuplicate
 
 __all__ = [
     "Blackhole",
     "Burst",
+    "CancelEventAbsent",
+    "CancelEventLate",
     "CancelReplyLost",
     "CancelReplySlow",
     "CancelledButRunsOn",
@@ -63,10 +70,13 @@ __all__ = [
     "RefuseStream",
     "RefuseStreamOptions",
     "Reset",
+    "RunFails",
     "SlowHeaders",
     "SlowTLS",
     "StallAfter",
     "StaysCancelling",
+    "StaysQueued",
+    "StreamRunsOn",
     "WedgesOnDuplicate",
 ]
 

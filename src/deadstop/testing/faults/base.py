@@ -29,6 +29,10 @@ class Fault:
     def after_run(self, exchange: RunExchange) -> None:
         """What was asked of the run is done; the answer has not been sent."""
 
+    def before_end(self, exchange: RunExchange, status: str) -> bool:
+        """A run's stream of events is about to tell that the run ended early, as `status`. Returns whether it does."""
+        return True
+
     def before_token(self, exchange: Exchange, index: int) -> None:
         """Token number `index` (from 0) comes next; once more after the last one, before the answer's end.
 

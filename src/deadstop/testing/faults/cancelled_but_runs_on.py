@@ -20,3 +20,4 @@ class CancelledButRunsOn(Fault):
         run, now = exchange.run_now, time.monotonic()
         if exchange.asked.action == "cancel" and run is not None and not run.is_over(now):
             run.tell(run.kind.cancelled, now)
+            exchange.handled = True

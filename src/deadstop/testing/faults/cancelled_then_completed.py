@@ -23,4 +23,5 @@ class CancelledThenCompleted(Fault):
         if exchange.asked.action == "cancel" and run is not None and not run.is_over(now):
             run.tell(run.kind.cancelled, now)
             run.tell(run.kind.completed, now + self.seconds)
-            run.done_at = now + self.seconds
+            run.complete(now + self.seconds)
+            exchange.handled = True

@@ -22,9 +22,7 @@ class ComesBackToLife(Fault):
 
     def before_run(self, exchange: RunExchange) -> None:
         run, now = exchange.run_now, time.monotonic()
-        if exchange.asked.action == "cancel" and run is not None:
-            if not run.told:
-                run.tell(run.kind.cancelled, now)
-                run.tell(run.kind.active, now + self.seconds)
-            elif now >= run.told[-1][0]:
-                run.told = []
+        if exchange.asked.action == "cancel" and run is not None and not run.told and not run.is_over(now):
+            run.tell(run.kind.cancelled, now)
+            run.tell(None, now + self.seconds)
+            exchange.handled = True

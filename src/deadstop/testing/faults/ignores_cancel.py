@@ -16,5 +16,5 @@ class IgnoresCancel(Fault):
     """Answers a cancel request with 200 and the run as it is."""
 
     def before_run(self, exchange: RunExchange) -> None:
-        if exchange.asked.action == "cancel" and exchange.run_now is not None:
-            exchange.answer(200, exchange.say(exchange.run_now))
+        if exchange.asked.action == "cancel":
+            exchange.handled = True

@@ -17,4 +17,4 @@ class PrefixMatch(Fault):
 
     def before_run(self, exchange: RunExchange) -> None:
         if exchange.run_now is None and exchange.asked.action in ("cancel", "read"):
-            exchange.run_now = exchange.runs.like(exchange.asked.kind, exchange.asked.ids)
+            exchange.take(exchange.runs.like(exchange.asked.kind, exchange.asked.ids))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,11 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class WedgesOnDuplicate(Fault):
-    """Never answers a second cancel of the same run, and the run never ends after it."""
+    """Never answers a second cancel of the same run, whose status then hangs, as does the run if it still works."""
 
     def before_run(self, exchange: RunExchange) -> None:
-        run = exchange.run_now
+        run, now = exchange.run_now, time.monotonic()
         if exchange.asked.action == "cancel" and run is not None and run.cancels > 1:
-            run.cancel_at = run.done_at = math.inf
-            run.tell(run.kind.cancelling or run.kind.active, time.monotonic())
+            run.hang(now)
+            run.tell(run.kind.cancelling or run.kind.active, now)
+            exchange.runs.touch()
             exchange.wait(None)
