@@ -16,6 +16,7 @@ from bench.latency import measure_latency
 from bench.latency_async import measure_latency_async
 from bench.leaks import measure_leaks
 from bench.overhead import measure_calls, measure_events
+from bench.remote import measure_remote
 from bench.sampling import Measure
 from bench.trial import Tally
 
@@ -24,6 +25,7 @@ TIMED: dict[str, Callable[[bool], Iterator[Measure]]] = {
     "events": measure_events,
     "cancel": measure_latency,
     "cancel-async": measure_latency_async,
+    "remote": measure_remote,
     "import": measure_imports,
 }
 HOW = (

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Dict, Optional  # noqa: UP035 - the SDK looks at Dict at run time, on Python 3.9 too
 
-import openai
-
 from deadstop.cli.demo.callers import Loop, wait_until
 from deadstop.cli.extras import Console, Table, escape
 from deadstop.core.model import CancelReceipt, Outcome
@@ -166,7 +164,7 @@ class _Player:
         path, body = _BODIES[case.kind]
         options: dict[str, Any] = {"body": {**body, "stream": True} if case.streamed else body, "cast_to": _JSON}
         if case.streamed:
-            options.update(stream=True, stream_cls=(openai.AsyncStream if case.task else openai.Stream)[_JSON])
+            options.update(stream=True, stream_cls=self._client._default_stream_cls[_JSON])
         return path, options
 
     def _be_thread(self) -> None:
