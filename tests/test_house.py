@@ -172,6 +172,22 @@ def test_every_test_says_its_promise() -> None:
     assert silent == []
 
 
+def test_the_tests_of_the_core_are_pure() -> None:
+    """What tests/core imports of ours is the core and its errors, so no SDK or transport can change its verdict."""
+    impure = re.compile(r"(?!deadstop\.(core|errors)\b)(deadstop|openai|anthropic|httpx|httpcore|anyio|socket|worlds)")
+    guilty = []
+    for path in sorted((TESTS / "core").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [str(node.module)]
+            else:
+                continue
+            guilty += [f"{path}:{node.lineno} {name}" for name in names if impure.match(name)]
+    assert guilty == []
+
+
 def test_no_lock_file_is_tracked() -> None:
     """The repository holds no uv.lock, which names the registry it was made with."""
     if not (ROOT / ".git").exists():
