@@ -88,8 +88,8 @@ def test_a_blackhole_does_not_lock_its_owner_out() -> None:
 
 def test_a_wait_in_vain_ends_in_time(process: FakeProcess) -> None:
     """A wait for what does not come raises TimeoutError."""
-    with pytest.raises(TimeoutError, match="did not come true within 0.01 s. The records:"):
-        process.wait("completed", id=10**6, timeout=0.01)
+    with pytest.raises(TimeoutError, match="none"):
+        process.wait("completed", timeout=0.01)
 
 
 def test_senseless_commands_are_refused(process: FakeProcess) -> None:
