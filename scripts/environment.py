@@ -18,6 +18,7 @@ import shutil
 import ssl
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pythons
@@ -30,6 +31,9 @@ EXTRAS = "[cli,otel,testing]"
 UV = "0.13.9"
 UV_OLDEST = (0, 8)  # the first with `uv venv --clear`
 LAYERS = {"test": ["test.txt"], "dev": ["test.txt", "dev.txt"]}
+# Two tests at a time, each in a process that runs many. The Makefile has the same.
+PYTEST = ["-m", "pytest", "--numprocesses", os.environ.get("JOBS", "2"), "--dist", "worksteal"]
+WORKING_TREE = ["--editable", f".{EXTRAS}"]
 
 
 def run(*command: str | Path, cwd: Path = ROOT) -> None:
@@ -42,7 +46,8 @@ def run(*command: str | Path, cwd: Path = ROOT) -> None:
 
 def clean_env() -> dict[str, str]:
     """This process's environment, without what would let another environment's packages in."""
-    unwanted = {"PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV"}
+    # The last one makes each of the many processes that the tests start compile the SDK anew: a third of their time.
+    unwanted = {"PYTHONHOME", "PYTHONPATH", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE"}
     env = {name: value for name, value in os.environ.items() if name not in unwanted}
     # uv trusts a list of its own, which lacks the authority of a company's proxy; the system's store has it.
     paths = ssl.get_default_verify_paths()
@@ -79,8 +84,8 @@ def install(inside: Path, *arguments: str | Path) -> None:
     run(uv(), "pip", "install", "--quiet", "--python", inside, *build, *arguments)
 
 
-def ensure(directory: Path, pins: list[Path], python: str | None = None) -> Path:
-    """An environment with `pins` and the working tree, editable, with every extra; return its interpreter.
+def ensure(directory: Path, pins: list[Path], python: str | None = None, package: Sequence[str] = WORKING_TREE) -> Path:
+    """An environment with `pins` and `package`: the working tree with every extra. Return its interpreter.
 
     It is made anew when the first of the pins, the package's metadata or the wanted interpreter changed;
     further pins are added on top. Without `python` the newest is taken for a new environment.
@@ -92,20 +97,23 @@ def ensure(directory: Path, pins: list[Path], python: str | None = None) -> Path
     other = python is not None and os.path.realpath(inside) != os.path.realpath(python)
     if other or not inside.exists() or prints[0] not in have:
         have = []
-        make(directory, python or _newest())
+        if python is None:
+            python = newest()
+            print(f"Setting up with {python}.", flush=True)
+        make(directory, python)
     for path, fingerprint in zip(pins, prints):
         if fingerprint not in have:
-            install(inside, "--requirements", path, "--editable", f".{EXTRAS}")
+            install(inside, "--requirements", path, *package)
             have.append(fingerprint)
             stamp.write_text("\n".join(have))
     return inside
 
 
-def _newest() -> str:
+def newest() -> str:
+    """The path of the newest interpreter of this machine."""
     python = pythons.newest()
     if python is None:
         raise SystemExit("deadstop needs Python {}.{} or newer; none runs here.".format(*pythons.OLDEST))
-    print(f"Setting up with Python {python}.", flush=True)
     return python.path
 
 

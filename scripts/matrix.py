@@ -1,9 +1,20 @@
-"""Run the tests on every supported pair of Python and openai, each in an environment of its own.
+"""Run the tests against the built wheel, on every supported pair of Python and openai, each in its own environment.
 
-    python scripts/matrix.py                                  every cell
+    python scripts/matrix.py                                  every cell but `newest`
     python scripts/matrix.py openai-1.0.0 -- tests/core -x    one cell, with arguments for pytest
 
-A Python that is not on this machine is skipped, in a line of its own; with CI=true it is an error.
+What runs where:
+
+    openai-1.0.0                      everything, on the oldest Python
+    openai-1.5.0, -1.109.1, -2.54.0   everything but PURE
+    newest                            everything; only on request (`make wheel`), because `make test` runs the same
+                                      pair, from the working tree
+
+So PURE runs on the oldest Python and on the newest, and whatever touches the SDK or a transport runs in every pair.
+The rules of the house that need a checkout run in `make test`.
+
+A Python that is not on this machine is skipped, in a line of its own; with CI=true it is an error. With CI=true
+the first cell that fails is the last that runs.
 """
 
 from __future__ import annotations
@@ -18,8 +29,11 @@ from pathlib import Path
 
 import environment
 import pythons
+from wheel import Wheel, built
 
 ENVIRONMENTS = environment.ROOT / ".venv-matrix"
+# The core knows no SDK and no transport (the contract in pyproject.toml, and tests/test_house.py for its tests).
+PURE = ["tests/core"]
 VERSIONS = """
 import importlib.metadata as metadata, openai
 transport = "httpx2" if openai.__version__ >= "3" else "httpx"
@@ -29,11 +43,12 @@ print(", ".join(f"{name} {metadata.version(name)}" for name in ("openai", transp
 
 @dataclass(frozen=True)
 class Cell:
-    """One pair. `python` None is the newest on this machine."""
+    """One pair. `python` None is the newest on this machine; `pure`: it runs PURE too."""
 
     name: str
     python: str | None
     pins: str
+    pure: bool = False
 
     def interpreter(self) -> pythons.Python | None:
         found = pythons.newest(self.python)
@@ -42,11 +57,11 @@ class Cell:
 
 
 CELLS = [
-    Cell("openai-1.0.0", "3.9", "matrix/openai-1.0.0.txt"),
+    Cell("openai-1.0.0", "3.9", "matrix/openai-1.0.0.txt", pure=True),
     Cell("openai-1.5.0", "3.9", "matrix/openai-1.5.0.txt"),
     Cell("openai-1.109.1", "3.11", "matrix/openai-1.109.1.txt"),
     Cell("openai-2.54.0", "3.11", "matrix/openai-2.54.0.txt"),
-    Cell("newest", None, "test.txt"),
+    Cell("newest", None, "test.txt", pure=True),
 ]
 
 
@@ -59,7 +74,7 @@ class Row:
     seconds: float
 
 
-def test(cell: Cell, arguments: list[str]) -> Row:
+def test(cell: Cell, wheel: Wheel, arguments: list[str]) -> Row:
     """Run pytest in the cell's environment, and say how it went."""
     began = time.monotonic()
     interpreter = cell.interpreter()
@@ -67,12 +82,16 @@ def test(cell: Cell, arguments: list[str]) -> Row:
         wanted = cell.python or "3.10 or newer"
         print(f"SKIPPED {cell.name}: no Python {wanted} runs on this machine.", flush=True)
         return Row(cell.name, cell.python or "newest", "", "missing", 0.0)
-    inside = environment.ensure(ENVIRONMENTS / cell.name, [environment.PINS / cell.pins], interpreter.path)
+    pins = environment.PINS / cell.pins
+    inside = environment.ensure(ENVIRONMENTS / cell.name, [pins], interpreter.path, package=[])
+    wheel.install(inside, pins)
     packages = _packages(inside)
-    print(f"== {cell.name}: Python {interpreter}, {packages}", flush=True)
+    print(f"== {cell.name}: Python {interpreter}, {packages}, {wheel.path.name}", flush=True)
+    # Who names tests gets just those.
+    left_out = [] if cell.pure or arguments else [f"--ignore={path}" for path in PURE]
     tests = subprocess.run(
-        [str(inside), "-m", "pytest", *arguments],
-        cwd=environment.ROOT,
+        [str(inside), *environment.PYTEST, *left_out, *arguments],
+        cwd=wheel.away,
         env=environment.clean_env(),
         stdin=subprocess.DEVNULL,
         check=False,
@@ -103,9 +122,16 @@ def main() -> int:
     unknown = set(wanted) - {cell.name for cell in CELLS}
     if unknown:
         parser.error(f"there is no cell {', '.join(sorted(unknown))}")
-    rows = [test(cell, sys.argv[split + 1 :]) for cell in CELLS if not wanted or cell.name in wanted]
+    strict = os.environ.get("CI") == "true"
+    fine = {"passed"} if strict else {"passed", "missing"}
+    rows: list[Row] = []
+    with built() as wheel:
+        for cell in CELLS:
+            if cell.name in wanted or (not wanted and cell.python is not None):
+                rows.append(test(cell, wheel, sys.argv[split + 1 :]))
+                if strict and rows[-1].result not in fine:
+                    break
     print(f"\n{table(rows)}\n", flush=True)
-    fine = {"passed"} if os.environ.get("CI") == "true" else {"passed", "missing"}
     return 0 if all(row.result in fine for row in rows) else 1
 
 

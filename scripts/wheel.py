@@ -1,19 +1,16 @@
-"""Build the wheel and run the tests against it, in a clean environment with the sources out of reach.
-
-python scripts/wheel.py [arguments for pytest]
-"""
+"""The built wheel, and a copy of the tests from which the sources are out of reach."""
 
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import environment
 
-CLEAN = environment.ROOT / ".venv-wheel"
 WHERE = """
 import deadstop, pathlib, sysconfig
 inside = pathlib.Path(sysconfig.get_path("purelib")).resolve()
@@ -22,33 +19,29 @@ assert inside in found.parents, f"deadstop comes from {found}, not from {inside}
 """
 
 
-def build(directory: Path, python: str) -> Path:
-    """Build the wheel with the pinned backend; return its path."""
-    pins = environment.PINS / "build.txt"
-    build = ["build", "--quiet", "--wheel", "--out-dir", directory, "--python", python]
-    environment.run(environment.uv(), *build, "--build-constraints", pins)
-    (wheel,) = directory.glob("*.whl")
-    return wheel
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel, and the directory that the tests run in."""
+
+    path: Path
+    away: Path
+
+    def install(self, inside: Path, pins: Path) -> None:
+        """Put the wheel, with every extra, into an environment of these pins; check that it is what is found."""
+        what = f"{self.path}{environment.EXTRAS}"
+        environment.install(inside, "--requirements", pins, "--reinstall-package", "deadstop", what)
+        environment.run(inside, "-c", WHERE, cwd=self.away)
+        environment.run(inside.parent / "deadstop", "--version", cwd=self.away)
 
 
-def main() -> int:
-    python = str(environment.ensure(environment.VENV, [environment.PINS / "test.txt"]))
+@contextmanager
+def built() -> Iterator[Wheel]:
+    """Build the wheel from the working tree, with the pinned backend, and copy the tests; both go at the end."""
     with tempfile.TemporaryDirectory(prefix="deadstop-") as name:
         away = Path(name)
-        wheel = build(away / "dist", python)
-        inside = environment.make(CLEAN, python)
-        pins = environment.PINS / "test.txt"
-        environment.install(inside, "--requirements", pins, f"{wheel}{environment.EXTRAS}")
-        compiled = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(environment.ROOT / "tests", away / "tests", ignore=compiled)
+        build = ["build", "--quiet", "--wheel", "--out-dir", away / "dist", "--python", environment.newest()]
+        environment.run(environment.uv(), *build, "--build-constraints", environment.PINS / "build.txt")
+        (wheel,) = (away / "dist").glob("*.whl")
+        shutil.copytree(environment.ROOT / "tests", away / "tests", ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(environment.ROOT / "pyproject.toml", away)  # for pytest's configuration
-        environment.run(inside, "-c", WHERE, cwd=away)
-        environment.run(CLEAN / "bin" / "deadstop", "--help", cwd=away)
-        print(f"== {wheel.name}", flush=True)
-        tests = [str(inside), "-m", "pytest", *sys.argv[1:]]
-        done = subprocess.run(tests, cwd=away, env=environment.clean_env(), stdin=subprocess.DEVNULL, check=False)
-    return done.returncode
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        yield Wheel(wheel, away)

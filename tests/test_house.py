@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -72,6 +73,20 @@ class Missing:
 for name in [name for name in sys.modules if name.partition(".")[0] in EXTRAS]:
     del sys.modules[name]
 sys.meta_path.insert(0, Missing)
+"""
+
+HANGS = """
+import threading
+
+never = threading.Event()
+
+def other():
+    never.wait()  # the other's
+
+def test_hang():
+    print("a last word")
+    threading.Thread(target=other, daemon=True).start()
+    never.wait()  # ours
 """
 
 IMPORT_ALL = """
@@ -170,6 +185,49 @@ def test_every_test_says_its_promise() -> None:
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name.startswith("test_"):
                 silent += [] if ast.get_docstring(node) else [f"{path}:{node.lineno} {node.name}"]
     assert silent == []
+
+
+def test_the_tests_of_the_core_are_pure() -> None:
+    """What tests/core imports of ours is the core and its errors, so no SDK or transport can change its verdict."""
+    impure = re.compile(r"(?!deadstop\.(core|errors)\b)(deadstop|openai|anthropic|httpx|httpcore|anyio|socket|worlds)")
+    guilty = []
+    for path in sorted((TESTS / "core").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                names = [str(node.module)]
+            else:
+                continue
+            guilty += [f"{path}:{node.lineno} {name}" for name in names if impure.match(name)]
+    assert guilty == []
+
+
+def test_a_hang_shows_the_stack_of_every_thread(tmp_path: Path) -> None:
+    """A test that hangs in a process of its run's fails it, and says where each thread stood and what was printed."""
+    (tmp_path / "test_hangs.py").write_text(HANGS)
+    where = ["--config-file", str(TESTS.parent / "pyproject.toml"), "--rootdir", str(tmp_path), str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "conftest",
+        "-n",
+        "1",
+        "--max-worker-restart",
+        "0",
+        "--timeout",
+        "1",
+        *where,
+    ]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), str(TESTS)])}
+    done = subprocess.run(command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=50, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode != 0, said
+    assert "never.wait()  # ours" in said, said
+    assert "never.wait()  # the other's" in said, said
+    assert "a last word" in said, said
 
 
 def test_no_lock_file_is_tracked() -> None:

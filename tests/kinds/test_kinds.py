@@ -18,7 +18,7 @@ from deadstop.testing.run_kinds import KINDS as SERVED
 KINDS = register.kinds()
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=str)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_an_address_survives_printing(kind: Kind) -> None:
     """What an address prints as is read as the same address."""
     ref = kind.ref(*(prefix + "1a" for prefix in kind.prefixes))
@@ -70,7 +70,7 @@ def test_a_name_is_no_address(text: str) -> None:
     assert register.parse(text) is None
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=str)
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_every_word_means_one_thing(kind: Kind) -> None:
     """Each word has a meaning, one that nobody knows is not taken for an end, and the defaults make a policy."""
     assert {kind.read(word) for word in kind.cancelled} == {RunStatus.CANCELLED}

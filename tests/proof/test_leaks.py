@@ -6,7 +6,6 @@ import gc
 import os
 import random
 import threading
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,19 +43,13 @@ def test_many_cancels_leave_nothing(world: Any, server: FakeOpenAI) -> None:
     world.start(world.create, client, max_tokens=1).result()
     gc.collect()
     threads, open_sockets = threading.active_count(), sockets()
-    late: list[float] = []
     asked = 1
     for number in range(ROUNDS):
         name = f"r{number}"
-        cancelled_at: list[float] = []
-
-        def each(_chunk: Any, cancelled_at: list[float] = cancelled_at) -> None:
-            if cancelled_at:
-                late.append(time.monotonic() - cancelled_at[0])
-
+        seen: list[Any] = []
         stream = dice.random() < 0.5
         pending = (
-            world.start(world.consume, client, name, each)
+            world.start(world.consume, client, name, seen.append)
             if stream
             else world.start(world.create, client, name, scope={"streamed_inside": dice.random() < 0.5})
         )
@@ -64,11 +57,15 @@ def test_many_cancels_leave_nothing(world: Any, server: FakeOpenAI) -> None:
         until(lambda name=name: pending.done or any(run.name == name for run in client.runs.list()), "the run")  # noqa: B023
         threading.Event().wait(dice.random() * 0.03)
         receipt = world.run(client.runs.cancel, name, timeout=10)
-        cancelled_at.append(time.monotonic())
         assert receipt.outcome in ("cancelled", "finished_first"), str(receipt)
         if receipt.outcome == "cancelled":
             assert isinstance(pending.failure(), RunCancelledError), repr(pending.error)
-    assert late == []
+        # Whichever won, its program may still be on its way out, and holds its place in the pool until then.
+        pending.wait()
+        if stream:
+            # By the clock this can't be told: an event that was handed out before the cancel may be looked at after it.
+            # The receipt was complete when the cancel returned, so what it does not count came later.
+            assert len(seen) <= receipt.delivered.chunks, str(receipt)
     assert len(server.requests) <= asked
     assert client.runs.list() == []
     pool = client._client._transport._pool

@@ -74,19 +74,22 @@ def test_the_runs_come_over(process: FakeProcess) -> None:
     assert process.runs() == []
 
 
-def test_a_blackhole_does_not_lock_its_owner_out(process: FakeProcess) -> None:
+def test_a_blackhole_does_not_lock_its_owner_out() -> None:
     """The control goes on over its own connection, whatever new connections suffer."""
-    process.add(faults.Blackhole())
-    with KitClient(process) as client:
-        client.send()
-        assert process.records() == []
-        process.clear()
+    # A process of its own: nothing tells from outside when a connection has fallen in, and one that falls in only
+    # after the fault was cleared is served, behind the back of the next test.
+    with FakeProcess(rate=0, tokens=5) as process:
+        process.add(faults.Blackhole())
+        with KitClient(process) as client:
+            client.send()
+            assert process.records() == []
+            process.clear()
 
 
 def test_a_wait_in_vain_ends_in_time(process: FakeProcess) -> None:
     """A wait for what does not come raises TimeoutError."""
-    with pytest.raises(TimeoutError, match="did not come true within 0.01 s. The records:"):
-        process.wait("completed", id=10**6, timeout=0.01)
+    with pytest.raises(TimeoutError, match="none"):
+        process.wait("completed", timeout=0.01)
 
 
 def test_senseless_commands_are_refused(process: FakeProcess) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ def client_of(server: FakeOpenAI) -> Any:
     return openai.OpenAI(base_url=server.base_url, api_key="none", max_retries=0)
 
 
+@functools.cache  # building one costs a quarter of a second, and there is one for each event
 def adapter(name: str, module: str) -> Any:
     """The SDK's own model for what is on the wire; skips where this SDK has none."""
     kinds = pytest.importorskip(f"openai.types.{module}")
