@@ -64,6 +64,7 @@ def test_the_runs_come_over(process: FakeProcess) -> None:
         client.read_until(b"upload_fake")
         [made] = process.wait_runs("active", kind="upload")
         client.send(f"/v1/uploads/{made.id}/cancel")
+        process.wait("completed", id=made.request + 1)  # answered, so acknowledged
         [run] = process.wait_runs("cancelled", kind="upload", id=made.id, cancels=1)
     assert (run.ids, run.status, run.truth) == (made.ids, "cancelled", "cancelled")
     assert run.history[0] == (run.created_at, "pending")
