@@ -86,7 +86,7 @@ def test_a_blackhole_does_not_lock_its_owner_out(process: FakeProcess) -> None:
 
 def test_a_wait_in_vain_ends_in_time(process: FakeProcess) -> None:
     """A wait for what does not come raises TimeoutError."""
-    with pytest.raises(TimeoutError, match="did not come true within 0.01 s. The records:"):
+    with pytest.raises(TimeoutError, match=r"did not come true within 0\.01 s\. The records:"):
         process.wait("completed", id=10**6, timeout=0.01)
 
 
