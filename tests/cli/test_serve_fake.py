@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-from typing import Any
 
 import pytest
 from cli_child import command
@@ -39,9 +38,9 @@ def test_it_has_remote_runs() -> None:
     ) as child:
         url = child.line()
         with OpenAI(api_key="any", base_url=url) as client:
-            made: Any = client.post("/batches", body={"input_file_id": "f"}, cast_to=object)
-            client.post(f"/batches/{made['id']}/cancel", cast_to=object)
-        assert "says cancelled, is cancelled" in child.until(f"batch:{made['id']}")
+            job = client.fine_tuning.jobs.create(model="m", training_file="f")
+            client.fine_tuning.jobs.cancel(job.id)
+        assert "says cancelled, is cancelled" in child.until(f"fine_tuning_job:{job.id}")
         child.signal(signal.SIGTERM)
         assert child.end() == 0
     assert child.errors == ""

@@ -51,6 +51,8 @@ def begun(reply: Reply, body: Mapping[str, Any], stamp: Stamp = STAMP) -> JSON:
 
 def token_count(reply: Reply, body: Mapping[str, Any]) -> int:
     """How many tokens the answer takes."""
+    if reply.audio is None:  # then all pieces can be said here, and a long answer need not be cut up to be counted
+        return reply.count(limit_of(body))
     return len(_pieces(reply, body))
 
 
