@@ -41,7 +41,7 @@ def interruptible(call: Call) -> Iterator[anyio.CancelScope]:
             if call.interrupted is Interrupted.NOTHING:
                 call.interrupted = Interrupted.TASK
             if here is not None and here.is_same(loop):
-                scope.cancel()
+                loop.call_here(scope.cancel)
             else:
                 loop.call(scope.cancel)
 

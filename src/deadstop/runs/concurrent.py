@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import partial
 from types import TracebackType
@@ -179,7 +180,7 @@ class AsyncRuns:
 
         Never raises for a run that could not be confirmed: its receipt says so.
         """
-        asked = terms(self._registry, None, wish(wait, timeout, policy))
+        asked = terms(self._registry, None, wish(wait, timeout, policy), time.monotonic())
         started = self._registry.cancel_all_soon(reason=reason, actor=actor, deadline=asked.deadline)
         return [await _wait(each, asked._replace(on_timeout="return")) for each in started]
 
@@ -214,8 +215,8 @@ class AsyncRuns:
 
 async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
     """Cancel `run` as asked, from this task."""
-    here = Loop.current()
-    struck = run.strike(partial(intent, run, asked, facts), here)
+    at, here = time.monotonic(), Loop.current()
+    struck = run.strike(partial(intent, run, asked, at, facts), here)
     try:
         first = first_wait(struck, asked)
         if first is not None:
@@ -223,7 +224,7 @@ async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
             await first.left.wait_async(min(FIRST, asked.timeout or FIRST), here)
     finally:
         struck.follow(asked.policy)
-    return await _wait(struck, terms(run.registry, run, asked))
+    return await _wait(struck, terms(run.registry, run, asked, at))
 
 
 async def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
