@@ -37,8 +37,7 @@ class Timer:
         """The work is not wanted any more."""
         with _lock:
             self._work = None
-            while _heap and _heap[0]._work is None:
-                heapq.heappop(_heap)
+            _drop_stopped()
             if not _heap:
                 _lock.notify()  # the thread has nothing left to wait for, and ends
 
@@ -46,6 +45,11 @@ class Timer:
         work, self._work = self._work, None
         if work is not None:
             work()
+
+
+def _drop_stopped() -> None:
+    while _heap and _heap[0]._work is None:
+        heapq.heappop(_heap)
 
 
 def at(due: float, work: Callable[[], None]) -> Timer:
@@ -67,6 +71,7 @@ def _run() -> None:
     global _running
     while True:
         with _lock:
+            _drop_stopped()  # one that was stopped while another was before it
             while _heap and (left := _heap[0].due - time.monotonic()) > 0:
                 _lock.wait(left)
             if not _heap:

@@ -21,7 +21,6 @@ from deadstop.runs.waiting import (
     Wish,
     answer,
     first_wait,
-    intent,
     next_wait,
     overdue,
     stuck,
@@ -204,7 +203,9 @@ class Runs:
 def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
     """Cancel `run` as asked, from this thread."""
     at = time.monotonic()
-    struck = run.strike(partial(intent, run, asked, at, facts))
+    deadline = float("inf") if asked.timeout is None else at + asked.timeout
+    level = asked.level or Level.CONFIRMED
+    struck = run.strike(partial(run.intent, at=at, deadline=deadline, level=level, **facts))
     try:
         first = first_wait(struck, asked)
         if first is not None:

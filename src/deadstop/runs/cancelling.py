@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from deadstop.calls.call import Call, current_call
 from deadstop.calls.completion import Completion
-from deadstop.calls.loops import Loop
 from deadstop.core.diagnosis import Facts, diagnose
 from deadstop.core.machine import (
     CallFinished,
@@ -102,13 +101,13 @@ class Cancelling:
             self._children.append(child)
             child._above.append(self)
 
-    def interrupt(self, here: Optional[Loop]) -> None:
-        """Abort the calls, those of children first: every fence is closed by now. `here` as for `strike()`."""
+    def interrupt(self) -> None:
+        """Abort the calls, those of children first: every fence is closed by now."""
         for child in self._children:
-            child.interrupt(here)
+            child.interrupt()
         calls = list(self._calls.values())
         for call in calls:
-            call.interrupt(here)
+            call.interrupt()
         for call in calls:
             # Who holds the gate is inside, is being interrupted, and closes by itself.
             if not call.gate.locked() and (call.tracker is None or not call.held):
