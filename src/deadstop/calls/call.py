@@ -20,7 +20,6 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol
 
 from deadstop.calls.completion import Completion
-from deadstop.calls.loops import Loop
 from deadstop.core.model import Attempt, CallFacts, Interrupted, Phase, ServerWork, Streamed
 
 if TYPE_CHECKING:
@@ -165,7 +164,7 @@ class Call:
         self.gate = threading.Lock()
         self.socket: Optional[Any] = None  # the network stream the call is on, if it has one to itself
         self.waker: Optional[Callable[[], None]] = None  # wakes what blocks without a socket
-        self.scope_waker: Optional[Callable[[Optional[Loop]], None]] = None  # cancels the scope of a task's request
+        self.scope_waker: Optional[Callable[[], None]] = None  # cancels the scope of a task's request
         self.closer: Optional[Callable[[], bool]] = None  # closes an open response while nobody reads it
         self.in_task = in_task
         self.canceller: Any = None  # the cancellation that got here first
@@ -176,10 +175,10 @@ class Call:
 
     # Interrupting
 
-    def interrupt(self, here: Optional[Loop] = None) -> None:
+    def interrupt(self) -> None:
         """Close the fence and wake whatever the call is blocked on. Idempotent; never blocks; any thread.
 
-        The first time, it keeps on record where the call was. `here`: the loop of the task that this is called from.
+        The first time, it keeps on record where the call was.
         """
         if self.phase_at_cancel is None:
             self.phase_at_cancel = self.phase
@@ -193,7 +192,7 @@ class Call:
         if waker is not None:
             waker()
         if scope_waker is not None:
-            scope_waker(here)
+            scope_waker()
 
     def close_idle(self) -> bool:
         """Close the open response of a call that nobody is reading just now, here or soon. Whether that is so."""

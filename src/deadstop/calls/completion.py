@@ -19,18 +19,18 @@ class Completion:
     Cheap while nobody waits: a call that is never cancelled pays for two attributes.
     """
 
-    __slots__ = ("_done", "_waiters")
+    __slots__ = ("_waiters", "done")
 
     def __init__(self) -> None:
-        self._done = False
+        self.done = False
         self._waiters: list[Callable[[], object]] = []
 
     def is_set(self) -> bool:
-        return self._done
+        return self.done
 
     def set(self) -> None:
         """Set the flag and wake everybody. Never blocks."""
-        self._done = True
+        self.done = True
         # list.pop is atomic, so each waiter is woken by exactly one setter, or sees the flag itself.
         while self._waiters:
             try:
@@ -42,22 +42,22 @@ class Completion:
     def notify(self, callback: Callable[[], object]) -> None:
         """Have `callback` called (once, in the setter's thread) when the flag is set; at once if it is."""
         self._waiters.append(callback)
-        if self._done:
+        if self.done:
             self.set()
 
     def wait(self, timeout: Optional[float] = None) -> bool:
         """Block this thread for at most `timeout` seconds; whether the flag is set."""
-        if not self._done:
+        if not self.done:
             # Not an `Event`, whose code is long and cold: the thread that was interrupted waits for this one to block.
             woken = threading.Lock()
             woken.acquire()
             self.notify(woken.release)
             woken.acquire(timeout=-1 if timeout is None else min(max(timeout, 0.0), threading.TIMEOUT_MAX))
-        return self._done
+        return self.done
 
     async def wait_async(self, timeout: Optional[float] = None, here: Optional[Loop] = None) -> bool:
         """Suspend this task for at most `timeout` seconds; whether the flag is set. `here`: its loop, if known."""
-        if not self._done:
+        if not self.done:
             loop = here or Loop.current()
             woken = loop.future()
             if woken is not None:
@@ -67,7 +67,7 @@ class Completion:
                 self.notify(lambda: loop.call(event.set))
                 with anyio.move_on_after(timeout):
                     await event.wait()
-        return self._done
+        return self.done
 
     async def _wait_for(self, woken: asyncio.Future[None], loop: Loop, timeout: Optional[float]) -> None:
         # By hand: the task that was interrupted has its turn when this one is suspended.

@@ -37,13 +37,10 @@ def interruptible(call: Call) -> Iterator[anyio.CancelScope]:
     outer = call.scope_waker
     with anyio.CancelScope() as scope:
 
-        def wake(here: Optional[Loop]) -> None:
+        def wake() -> None:
             if call.interrupted is Interrupted.NOTHING:
                 call.interrupted = Interrupted.TASK
-            if here is not None and here.is_same(loop):
-                scope.cancel()
-            else:
-                loop.call(scope.cancel)
+            loop.call(scope.cancel)
 
         call.scope_waker = wake
         try:

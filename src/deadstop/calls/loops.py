@@ -16,7 +16,7 @@ class Loop:
 
     def __init__(
         self,
-        key: object,
+        key: Any,
         call_soon: Callable[[Callable[[], Any]], Any],
         spawn: Callable[[Callable[[], Coroutine[Any, Any, None]]], Any],
     ) -> None:
@@ -40,10 +40,14 @@ class Loop:
     def call(self, function: Callable[[], Any]) -> bool:
         """Run `function` on the loop soon. False if the loop is gone. From any thread and from a signal handler.
 
-        Always through the loop's own thread-safe queue, also when this is the loop's thread: a signal handler runs
-        on top of a loop that may be asleep in its poll, and only that queue wakes it.
+        Through the loop's thread-safe queue, also when this is the loop's thread: a signal handler runs on top of a
+        loop that may be asleep in its poll, and only that queue wakes it. But a loop that is in the middle of a
+        task's step, here in this thread, has its next turn to come, signal handler or not.
         """
         try:
+            if self._key is asyncio._get_running_loop() and asyncio.current_task(self._key) is not None:
+                self._key.call_soon(function)
+                return True
             self._call_soon(function)
         except RuntimeError:  # the loop is closed (asyncio) or its run is over (trio)
             return False

@@ -13,6 +13,18 @@ from deadstop.core.model import Phase
 
 __all__ = ["Owned", "shut_down"]
 
+_process = object()
+"""Another one in a forked child. Asking the system for the process's number takes longer than all the rest."""
+
+
+def _forked() -> None:
+    global _process
+    _process = object()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)
+
 
 class Owned:
     """A network stream that knows which call is using it, and can be interrupted for that call alone (I9).
@@ -28,7 +40,8 @@ class Owned:
         self._owner: Optional[Call] = None
         self._closed = False
         self._dead = False
-        self._pid = os.getpid()  # a forked child has the socket too, and must not shut it down
+        self._process = _process  # a forked child has the socket too, and must not shut it down
+        self._sock: Any = None  # what `inner` reads from; looked up before it is needed
         self._multiplexed: Optional[bool] = None  # HTTP/2; known from the first write on
 
     def take(self, call: Optional[Call]) -> None:
@@ -36,6 +49,8 @@ class Owned:
         with self._lock:
             self._owner = call
         if call is not None:
+            if self._sock is None:
+                self._sock = self._inner.get_extra_info("socket")
             call.socket = self
 
     def is_shared(self, buffer: bytes) -> bool:
@@ -60,27 +75,27 @@ class Owned:
         """Shut the socket down if `call` is using it. Whether it was. Never blocks; any thread."""
         # Who holds the lock looks at `cancelled` after letting go, so nothing is lost by not waiting for it. A
         # signal handler may run on top of the holder: waiting could be for ever.
-        if not self._lock.acquire(blocking=False):
+        if not self._lock.acquire(False):
             return False
         try:
-            if self._owner is not call or self._closed or self._multiplexed or self._pid != os.getpid():
+            if self._owner is not call or self._closed or self._multiplexed or self._process is not _process:
                 return False
             self._dead = True
-            return shut_down(self._inner.get_extra_info("socket"))
+            return shut_down(self._sock or self._inner.get_extra_info("socket"))
         finally:
             self._lock.release()
 
     def swap(self, inner: Any) -> None:
         """The socket was wrapped anew (TLS): interrupt that one from now on."""
         with self._lock:
-            self._inner = inner
+            self._inner, self._sock = inner, None
 
     def hang_up(self) -> None:
         """The stream is about to be closed; whoever is blocked on it, in another thread, comes free first."""
         with self._lock:
             blocked = self._owner is not None and not self._closed and not self._multiplexed
-            if blocked and not self._dead and self._pid == os.getpid():
-                shut_down(self._inner.get_extra_info("socket"))
+            if blocked and not self._dead and self._process is _process:
+                shut_down(self._sock or self._inner.get_extra_info("socket"))
             self._closed = True
 
     def closing(self) -> None:

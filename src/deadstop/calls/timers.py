@@ -72,7 +72,7 @@ def _run() -> None:
     global _running
     while True:
         with _lock:
-            _drop_stopped()
+            _drop_stopped()  # one that was stopped while another was before it
             while _heap and (left := _heap[0].due - time.monotonic()) > 0:
                 _lock.wait(left)
                 _drop_stopped()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import partial
 from types import TracebackType
@@ -20,7 +21,6 @@ from deadstop.runs.waiting import (
     Wish,
     answer,
     first_wait,
-    intent,
     next_wait,
     overdue,
     stuck,
@@ -167,7 +167,7 @@ class Runs:
 
         Never raises for a run that could not be confirmed: its receipt says so.
         """
-        asked = terms(self._registry, None, wish(wait, timeout, policy))
+        asked = terms(self._registry, None, wish(wait, timeout, policy), time.monotonic())
         started = self._registry.cancel_all_soon(reason=reason, actor=actor, deadline=asked.deadline)
         return [_wait(each, asked._replace(on_timeout="return")) for each in started]
 
@@ -202,7 +202,10 @@ class Runs:
 
 def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
     """Cancel `run` as asked, from this thread."""
-    struck = run.strike(partial(intent, run, asked, facts))
+    at = time.monotonic()
+    deadline = float("inf") if asked.timeout is None else at + asked.timeout
+    level = asked.level or Level.CONFIRMED
+    struck = run.strike(partial(run.intent, at=at, deadline=deadline, level=level, **facts))
     try:
         first = first_wait(struck, asked)
         if first is not None:
@@ -210,7 +213,7 @@ def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
             first.left.wait(min(FIRST, asked.timeout or FIRST))
     finally:
         struck.follow(asked.policy)
-    return _wait(struck, terms(run.registry, run, asked))
+    return _wait(struck, terms(run.registry, run, asked, at))
 
 
 def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:

@@ -1,8 +1,8 @@
 """One cancellation of one run: a state machine for each of its calls, and the receipt they add up to.
 
 Nothing here waits. Events come from whoever has them (the canceller, the thread that leaves a call, a deadline), in
-any thread and from signal handlers, so they are queued, and whoever gets the lock works the queue off. Nobody ever
-waits for the lock: its holder looks at the queue again after letting go.
+any thread and from signal handlers, so they are queued, and whoever gets the turn works the queue off. Nobody ever
+waits for the turn: who had it looks at the queue again after giving it back.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Iterable
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
-from typing import TYPE_CHECKING, Callable, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from deadstop.calls.call import Call, current_call
 from deadstop.calls.completion import Completion
-from deadstop.calls.loops import Loop
 from deadstop.core.diagnosis import Facts, diagnose
 from deadstop.core.machine import (
     CallFinished,
@@ -52,27 +51,28 @@ _UNANSWERED = (None, Outcome.SENT, Outcome.ACCEPTED, Outcome.PARKED)
 class Cancelling:
     """The cancellation of a run. All who cancel it share this one (I7)."""
 
+    # What is not known at first is set here: the sockets wait for what `__init__` does.
+    _policy: Optional[CancelPolicy] = None
+    _chase: Optional[Chase] = None  # of the remote run that this run is
+    _begun = False
+    _settled_at: Optional[float] = None
+    _timed_out: AbstractSet[int] = frozenset()
+    _final: Optional[CancelReceipt] = None
+    _timeout_receipt: Optional[CancelReceipt] = None
+
     def __init__(self, run: BaseRun, intent: Asked) -> None:
         self.run = run
         self._intent = intent
-        self._policy: Optional[CancelPolicy] = None
-        self.done = Completion()
         # Nothing was left to cancel. (What is known of a remote run's end is the chase's business.)
         self.finished_before = run.ended and not run.calls and not run.children and run.remote is None
         self._machines: dict[int, Cancellation] = {}
         self._calls: dict[int, Call] = {}
         self._children: list[Cancelling] = []
         self._above: list[Cancelling] = []  # those that have this one among their children
-        self._chase: Optional[Chase] = None  # of the remote run that this run is
         self._late: list[Intent] = []
-        self._inbox: deque[tuple[Optional[int], Optional[Event]]] = deque()
-        self._lock = threading.Lock()
-        self._begun = False
-        self._following = {"it": True}  # a dict, because its pop() is atomic
-        self._settled_at: Optional[float] = None
-        self._timed_out: set[int] = set()
-        self._final: Optional[CancelReceipt] = None
-        self._timeout_receipt: Optional[CancelReceipt] = None
+        self._inbox: list[tuple[Optional[int], Optional[Event]]] = []
+        # What must happen once, or be had by one at a time. A dict, because its `pop` and `setdefault` are atomic.
+        self._once: dict[str, Any] = {"follow": True, "work": True}
 
     @property
     def intent(self) -> Intent:
@@ -81,6 +81,12 @@ class Cancelling:
         if not isinstance(intent, Intent):
             intent = self._intent = intent()  # by two threads at once: then they build two that are equal
         return intent
+
+    @property
+    def done(self) -> Completion:
+        """Set when there is an outcome."""
+        done: Completion = self._once.get("done") or self._once.setdefault("done", Completion())
+        return done
 
     # What happened
 
@@ -95,21 +101,36 @@ class Cancelling:
             self._children.append(child)
             child._above.append(self)
 
-    def interrupt(self, here: Optional[Loop]) -> None:
-        """Abort the calls, those of children first: every fence is closed by now. `here` as for `strike()`."""
+    def interrupt(self) -> None:
+        """Abort the calls, those of children first: every fence is closed by now."""
         for child in self._children:
-            child.interrupt(here)
+            child.interrupt()
         calls = list(self._calls.values())
         for call in calls:
-            call.interrupt(here)
+            call.interrupt()
         for call in calls:
-            if call.tracker is None or not call.held:
+            # Who holds the gate is inside, is being interrupted, and closes by itself.
+            if not call.gate.locked() and (call.tracker is None or not call.held):
                 call.close_idle()
 
-    def pending(self) -> list[Call]:
-        """The calls, those of children included, that have not left yet."""
-        mine = [call for call in self._calls.values() if not call.left.is_set()]
-        return mine + [call for child in self._children for call in child.pending()]
+    def first_pending(self) -> Optional[Call]:
+        """A call that has not left yet and is worth waiting for; None also where there are remote runs to see to.
+
+        In one piece: it is run cold, and the thread that was interrupted waits for it.
+        """
+        if self.run.remote is not None:
+            return None
+        here, thread, found = current_call.get(), threading.get_ident(), None
+        for call in self._calls.values():
+            if not call.left.done:
+                if call is here or (call.thread == thread and not call.in_task and call.is_inside()):
+                    return None
+                found = call
+        if self._children:
+            if self.has_remotes() or self.stuck_here():
+                return None
+            found = found or next(filter(None, (child.first_pending() for child in self._children)), None)
+        return found
 
     def has_remotes(self) -> bool:
         """Whether there are remote runs to be cancelled, here or in a child."""
@@ -120,7 +141,7 @@ class Cancelling:
 
         `policy` is that of this cancel, where the canceller gave one.
         """
-        if self._following.pop("it", None) is None:
+        if self._once.pop("follow", None) is None:
             return
         self._policy = policy
         for child in self._children:
@@ -213,17 +234,17 @@ class Cancelling:
 
     def _work(self) -> None:
         while True:
-            if not self._lock.acquire(blocking=False):
+            if self._once.pop("work", None) is None:
                 return
             try:
                 while self._inbox:
-                    number, event = self._inbox.popleft()
+                    number, event = self._inbox.pop(0)
                     if number in self._machines and event is not None:
                         self._machines[number], effects = step(self._machines[number], event)
                         self._perform(number, effects)
                 self._settle()
             finally:
-                self._lock.release()
+                self._once["work"] = True
             if not self._inbox:
                 return
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from functools import partial
 from types import TracebackType
@@ -23,7 +24,6 @@ from deadstop.runs.waiting import (
     Wish,
     answer,
     first_wait,
-    intent,
     next_wait,
     overdue,
     stuck,
@@ -179,7 +179,7 @@ class AsyncRuns:
 
         Never raises for a run that could not be confirmed: its receipt says so.
         """
-        asked = terms(self._registry, None, wish(wait, timeout, policy))
+        asked = terms(self._registry, None, wish(wait, timeout, policy), time.monotonic())
         started = self._registry.cancel_all_soon(reason=reason, actor=actor, deadline=asked.deadline)
         return [await _wait(each, asked._replace(on_timeout="return")) for each in started]
 
@@ -214,8 +214,10 @@ class AsyncRuns:
 
 async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
     """Cancel `run` as asked, from this task."""
-    here = Loop.current()
-    struck = run.strike(partial(intent, run, asked, facts), here)
+    at, here = time.monotonic(), Loop.current()
+    deadline = float("inf") if asked.timeout is None else at + asked.timeout
+    level = asked.level or Level.CONFIRMED
+    struck = run.strike(partial(run.intent, at=at, deadline=deadline, level=level, **facts))
     try:
         first = first_wait(struck, asked)
         if first is not None:
@@ -223,7 +225,7 @@ async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
             await first.left.wait_async(min(FIRST, asked.timeout or FIRST), here)
     finally:
         struck.follow(asked.policy)
-    return await _wait(struck, terms(run.registry, run, asked))
+    return await _wait(struck, terms(run.registry, run, asked, at))
 
 
 async def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from deadstop.calls import timers
 from deadstop.calls.call import Call
-from deadstop.calls.loops import Loop
 from deadstop.core.model import CancelReceipt, Cause, Intent, Level
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import DeadstopError, RunCancellationTimeoutError, RunCancelledError, UsageError
@@ -169,15 +168,14 @@ class BaseRun:
         cancelling.follow()
         return cancelling
 
-    def strike(self, intent: Asked, here: Optional[Loop] = None) -> Cancelling:
+    def strike(self, intent: Asked) -> Cancelling:
         """The part that can't wait: close the fences and interrupt the calls. `follow()` the result, always.
 
         What was interrupted needs the interpreter to come free, so a thread that means to wait does nothing else
-        before it does. It does not even build the intent: it gives what makes it. `here`: the loop of the task that
-        this is called from; not from a signal handler, which may run on top of one.
+        before it does. It does not even build the intent: it gives what makes it.
         """
         cancelling = self._close_fence(intent)
-        cancelling.interrupt(here)
+        cancelling.interrupt()
         if self._callbacks or self.children:
             self._call_back_all()
         return cancelling

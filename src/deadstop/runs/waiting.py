@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple, Optional, Union
+from typing import NamedTuple, Optional, Union
 
 from deadstop.calls.call import Call
-from deadstop.core.model import CancelReceipt, Intent, Level
+from deadstop.core.model import CancelReceipt, Level
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import UsageError
 from deadstop.runs.cancelling import Cancelling
@@ -19,7 +19,6 @@ __all__ = [
     "Wish",
     "answer",
     "first_wait",
-    "intent",
     "next_wait",
     "overdue",
     "stuck",
@@ -40,21 +39,18 @@ class Terms(NamedTuple):
 class Wish(NamedTuple):
     """What a canceller said itself, checked. What it left open is looked up when there is time (`terms`)."""
 
-    at: float
     level: Optional[Level]
     timeout: Optional[float]
     policy: Optional[CancelPolicy]
 
-    @property
-    def deadline(self) -> float:
-        return float("inf") if self.timeout is None else self.at + self.timeout
+
+_ANY = Wish(None, None, None)
 
 
 def wish(wait: Union[Level, str, None], timeout: Optional[float], policy: Optional[CancelPolicy]) -> Wish:
-    """The wish of a cancel that is asked for now. Raises `UsageError`, and then nothing was cancelled."""
-    at = time.monotonic()
+    """The wish of a cancel. Raises `UsageError`, and then nothing was cancelled."""
     if wait is None and timeout is None and policy is None:
-        return Wish(at, None, None, None)
+        return _ANY
     level = None
     if wait is not None:
         try:
@@ -63,20 +59,15 @@ def wish(wait: Union[Level, str, None], timeout: Optional[float], policy: Option
             raise UsageError(f"wait is {wait!r}: give one of 'sent', 'accepted' and 'confirmed'.") from None
     if timeout is not None:
         timeout = checked_seconds("timeout", timeout)
-    return Wish(at, level, timeout, None if policy is None else checked_policy(policy))
+    return Wish(level, timeout, None if policy is None else checked_policy(policy))
 
 
-def intent(run: BaseRun, asked: Wish, facts: dict[str, Any]) -> Intent:
-    """The intent that the wish comes to."""
-    return run.intent(at=asked.at, deadline=asked.deadline, level=asked.level or Level.CONFIRMED, **facts)
-
-
-def terms(registry: Registry, run: Optional[BaseRun], asked: Wish) -> Terms:
-    """The terms: the wish, and the policy in force for what it leaves open."""
+def terms(registry: Registry, run: Optional[BaseRun], asked: Wish, at: float) -> Terms:
+    """The terms: the wish of the moment `at`, and the policy in force for what it leaves open."""
     chosen = registry.policy_for(run, asked.policy)
     seconds = chosen.timeout if asked.timeout is None else asked.timeout
     level = asked.level or chosen.wait
-    return Terms(level, asked.at + seconds, asked.at + min(chosen.grace, seconds), chosen.on_timeout)
+    return Terms(level, at + seconds, at + min(chosen.grace, seconds), chosen.on_timeout)
 
 
 FIRST = 0.05
@@ -85,10 +76,7 @@ FIRST = 0.05
 
 def first_wait(cancelling: Cancelling, asked: Wish) -> Optional[Call]:
     """The call to wait for at once; None if there is none that may be waited for, or there is more to be done."""
-    if asked.level in (Level.SENT, Level.ACCEPTED) or cancelling.has_remotes():
-        return None
-    pending = cancelling.pending()
-    return pending[-1] if pending and not stuck(cancelling) else None
+    return cancelling.first_pending() if asked.level is None or asked.level is Level.CONFIRMED else None
 
 
 def next_wait(cancelling: Cancelling, asked: Terms) -> float:
