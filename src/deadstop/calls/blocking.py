@@ -237,6 +237,7 @@ def _exchange(call: Call, request: Any, send: Callable[[Any], Any], transport: A
         hook_backend(pool)
     call.begin_exchange(opaque=not pools)
     request.extensions = {**request.extensions, CALL: call}
+    call.url = request.url
     call.exchanging = True
     try:
         response = exchange_blocking(call, request, lambda one: _send(call, one, send, transport))

@@ -117,6 +117,7 @@ class Call:
         "streamed_inside",
         "thread",
         "tracker",
+        "url",
         "waker",
     )
 
@@ -171,6 +172,7 @@ class Call:
         self.canceller: Any = None  # the cancellation that got here first
         self.memory = {} if memory is None else memory  # what was learned of servers, for the client's life
         self.tracker = tracker  # of the remote runs that the call starts or asks about
+        self.url: Any = None  # where the last request went
         self._opaque = False
         self._attempt: dict[str, Any] = {}
 
@@ -352,6 +354,7 @@ class Call:
             elapsed=time.monotonic() - self.started,
             note=self._note(),
             attempt=attempt,
+            host=None if self.url is None else f"{self.url.host}:{self.url.port}" if self.url.port else self.url.host,
         )
 
     def _note(self) -> Optional[str]:

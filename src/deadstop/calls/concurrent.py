@@ -255,6 +255,7 @@ async def _exchange(call: Call, request: Any, send: Callable[[Any], Awaitable[An
         hook_backend(pool)
     call.begin_exchange(opaque=not pools)
     request.extensions = {**request.extensions, CALL: call}
+    call.url = request.url
     call.exchanging = True
     try:
         response = await exchange_concurrent(call, request, lambda one: _send(call, one, send, transport))

@@ -219,7 +219,8 @@ class CallFacts:
     """One in-flight call of a cancelled run: where it was, what was done to it, what came of it.
 
     ``released``: its caller is free. ``socket_closed``: its connection is closed. ``note`` is a sentence on
-    anything out of the ordinary, such as a connection that is shared with other calls.
+    anything out of the ordinary, such as a connection that is shared with other calls. ``host`` is where it went, with
+    the port where that is not the usual one.
     """
 
     id: str
@@ -236,6 +237,7 @@ class CallFacts:
     elapsed: float = 0.0
     note: str | None = None
     attempt: Attempt | None = None
+    host: str | None = None
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
+from contextvars import Context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Callable, Optional, Union
 
@@ -33,6 +34,7 @@ from deadstop.core.machine import (
 )
 from deadstop.core.model import CancelReceipt, Delivered, Evidence, Intent, Level, Outcome, RunStatus, ServerWork
 from deadstop.core.policy import CancelPolicy
+from deadstop.runs import telling
 from deadstop.runs.chase import Chase
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ _UNANSWERED = (None, Outcome.SENT, Outcome.ACCEPTED, Outcome.PARKED)
 
 class Cancelling:
     """The cancellation of a run. All who cancel it share this one (I7)."""
+
+    _context: Optional[Context] = None  # of whoever asked first, for telemetry
 
     def __init__(self, run: BaseRun, intent: Asked) -> None:
         self.run = run
@@ -132,6 +136,7 @@ class Cancelling:
             self._inbox.append((call.id, CancelRequested(at=self.intent.at, intent=self.intent)))
         if self.run.remote is not None:
             self._chase_remote(self.run.remote)
+        self._context = telling.requested(self.run, self.intent)
         self._begun = True
         for call in list(self._calls.values()):
             call.left.notify(self._left(call))
@@ -251,10 +256,12 @@ class Cancelling:
         if unconfirmed and self._timeout_receipt is None:
             self._timed_out = unconfirmed
             self._timeout_receipt = receipt
-        if self._final is None or self._final.outcome is Outcome.UNCONFIRMED:
+        before = self._final
+        if before is None or before.outcome is Outcome.UNCONFIRMED:
             self._final = receipt
             self.run.settled(receipt)
         self.done.set()
+        telling.settled(self.run, self.intent, receipt, before, self._context)
         for above in list(self._above):
             above._news()
 
