@@ -353,8 +353,11 @@ class _Body:
                 while call.cancelled and call.held and chunk is not None:  # read on; deliver nothing
                     chunk = await self._read(call)
                     call.tracker.feed(chunk)
-            call.check()
+            if call.cancelled and not call.drains:
+                raise Interruption(call)
         except BaseException as error:
+            if call.drain is not None:
+                call.drain.fail()
             with anyio.CancelScope(shield=True):
                 await self.aclose()
             await _reclaim(self._pools, call)
@@ -376,9 +379,9 @@ class _Body:
         return await _next(self._chunks)
 
     async def aclose(self) -> None:
-        if self._closed:
-            return
         call = self._call
+        if self._closed or call.drains:  # what is drained is closed by whoever drains it
+            return
         self._closed = call.body_closed = True
         stream, call.socket, call.closer = call.socket, None, None
         if stream is not None:

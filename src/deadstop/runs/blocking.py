@@ -202,7 +202,7 @@ class Runs:
 
 def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
     """Cancel `run` as asked, from this thread."""
-    struck = run.strike(partial(intent, run, asked, facts))
+    struck = run.strike(partial(intent, run, asked, facts), asked=asked)
     try:
         first = first_wait(struck, asked)
         if first is not None:

@@ -36,6 +36,7 @@ from deadstop.core.model import CancelReceipt, Delivered, Evidence, Intent, Leve
 from deadstop.core.policy import CancelPolicy
 from deadstop.runs import telling
 from deadstop.runs.chase import Chase
+from deadstop.runs.draining import usage_of
 
 if TYPE_CHECKING:
     from deadstop.runs.remote import Remote
@@ -198,7 +199,8 @@ class Cancelling:
 
     def _left(self, call: Call) -> Callable[[], None]:
         def tell() -> None:
-            kind = CallFinished if call.finished or call.completed else CallLeft
+            # What came to its end while it was drained was cancelled all the same: its caller got nothing of it.
+            kind = CallFinished if call.finished or (call.completed and call.drain is None) else CallLeft
             self._inbox.append((call.id, kind(at=time.monotonic())))
             self._work()
 
@@ -347,6 +349,7 @@ class Cancelling:
                 self.run.chunks + sum(fact.chunks for fact in every),
                 self.run.characters + sum(fact.characters for fact in every),
             ),
+            usage=usage_of(facts, children) if remote is None else None,
             evidence=evidence,
             diagnosis=diagnosis,
             calls=facts,

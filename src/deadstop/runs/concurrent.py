@@ -215,7 +215,7 @@ class AsyncRuns:
 async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
     """Cancel `run` as asked, from this task."""
     here = Loop.current()
-    struck = run.strike(partial(intent, run, asked, facts), here)
+    struck = run.strike(partial(intent, run, asked, facts), here, asked)
     try:
         first = first_wait(struck, asked)
         if first is not None:
