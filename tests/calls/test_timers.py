@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 import time
 
-from deadstop.calls import timers
 from worlds import until
+
+from deadstop.calls import timers
 
 
 def test_a_stopped_deadline_keeps_no_thread() -> None:

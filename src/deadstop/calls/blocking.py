@@ -237,6 +237,7 @@ def _exchange(call: Call, request: Any, send: Callable[[Any], Any], transport: A
         hook_backend(pool)
     call.begin_exchange(opaque=not pools)
     request.extensions = {**request.extensions, CALL: call}
+    call.url = request.url
     call.exchanging = True
     try:
         response = exchange_blocking(call, request, lambda one: _send(call, one, send, transport))
@@ -333,8 +334,11 @@ class _Body:
                         while call.cancelled and call.held and chunk is not None:  # read on; deliver nothing
                             chunk = next(chunks, None)
                             call.tracker.feed(chunk)
-                    call.check()
+                    if call.cancelled and not call.drains:
+                        raise Interruption(call)
                 except BaseException as error:
+                    if call.drain is not None:
+                        call.drain.fail()
                     self.close()
                     if call.cancelled and isinstance(error, Exception):
                         raise Interruption(call) from None
@@ -347,7 +351,7 @@ class _Body:
 
     def close(self) -> None:
         call = self._call
-        if self._closed or self._hung_up():
+        if self._closed or call.drains or self._hung_up():  # what is drained is closed by whoever drains it
             return
         self._closed = call.body_closed = True
         stream, call.socket, call.closer = call.socket, None, None

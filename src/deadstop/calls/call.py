@@ -20,9 +20,11 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol
 
 from deadstop.calls.completion import Completion
+from deadstop.calls.drain import usage_in
 from deadstop.core.model import Attempt, CallFacts, Interrupted, Phase, ServerWork, Streamed
 
 if TYPE_CHECKING:
+    from deadstop.calls.drain import Drain, Reader
     from deadstop.calls.tracker import Tracker
     from deadstop.errors import DeadstopError
 
@@ -87,6 +89,7 @@ class Call:
         "chunks",
         "closer",
         "completed",
+        "drain",
         "exchanging",
         "finished",
         "gate",
@@ -95,6 +98,7 @@ class Call:
         "id",
         "in_task",
         "interrupted",
+        "last",
         "left",
         "memory",
         "method",
@@ -103,6 +107,7 @@ class Call:
         "phase",
         "phase_at_cancel",
         "read_deadline",
+        "reader",
         "requeue",
         "run",
         "scope_waker",
@@ -116,6 +121,8 @@ class Call:
         "streamed_inside",
         "thread",
         "tracker",
+        "url",
+        "usage",
         "waker",
     )
 
@@ -170,6 +177,11 @@ class Call:
         self.canceller: Any = None  # the cancellation that got here first
         self.memory = {} if memory is None else memory  # what was learned of servers, for the client's life
         self.tracker = tracker  # of the remote runs that the call starts or asks about
+        self.reader: Optional[Reader] = None  # the stream that the caller is given events from
+        self.drain: Optional[Drain] = None  # of a cancelled stream that is read on for its usage
+        self.last: Any = None  # the last event of the stream, delivered or drained
+        self.usage: Optional[dict[str, Any]] = None  # as far as it was seen elsewhere
+        self.url: Any = None  # where the last request went
         self._opaque = False
         self._attempt: dict[str, Any] = {}
 
@@ -183,7 +195,7 @@ class Call:
         if self.phase_at_cancel is None:
             self.phase_at_cancel = self.phase
         self.cancelled = True
-        if self.tracker is not None and self.held:
+        if (self.tracker is not None or self.drain is not None) and self.held:
             return
         stream = self.socket
         if stream is not None and stream.interrupt(self):
@@ -196,6 +208,10 @@ class Call:
 
     def close_idle(self) -> bool:
         """Close the open response of a call that nobody is reading just now, here or soon. Whether that is so."""
+        drain = self.drain
+        if drain is not None and not drain.over:
+            drain.begin()
+            return False
         closer = self.closer
         return closer is not None and closer()
 
@@ -206,8 +222,23 @@ class Call:
 
     @property
     def held(self) -> bool:
-        """Whether a cancel leaves the call at its work for now: its answer tells which remote run to cancel."""
-        return self.tracker is not None and self.tracker.holds(self)
+        """Whether a cancel leaves the call at its work for now: its answer is still to tell something.
+
+        Which remote run to cancel, or what the cancelled stream has used.
+        """
+        return (self.tracker is not None and self.tracker.holds(self)) or self.drains
+
+    @property
+    def drains(self) -> bool:
+        """Whether the cancelled stream is being read on, unseen."""
+        return self.drain is not None and not self.drain.over
+
+    def can_drain(self) -> bool:
+        """Whether what is being read is a stream that can be read on without its caller, and interrupted."""
+        reading = self.phase in (Phase.READING, Phase.BETWEEN_EVENTS)
+        ours = self.tracker is None and not self.multiplexed and not self._opaque and not self.shown
+        apart = self.reader is not None or self.streamed is Streamed.INSIDE
+        return reading and ours and apart and self.status is not None and self.status < 400
 
     def must_stop(self) -> bool:
         """Whether the call is cancelled, and nothing is expected of it any more."""
@@ -217,6 +248,8 @@ class Call:
         """Nobody waits for the answer of a held call any more: interrupt it."""
         if self.tracker is not None:
             self.tracker.released = True
+        if self.drain is not None:
+            self.drain.over = True
         self.interrupt()
 
     def check(self) -> None:
@@ -306,8 +339,14 @@ class Call:
 
     def leave(self) -> None:
         """The call is over: it has left the transport and its caller is, or is about to be, free."""
+        drain = self.drain
+        if drain is not None and not drain.over:
+            if drain.claim():  # nobody has begun it, and there is nothing left to read
+                drain.finish()
+            return  # whoever drains lets it leave
         if self.phase is not Phase.ENDED:
             self.phase = Phase.ENDED
+            self.reader = None
             self.waker = self.scope_waker = None
             self.closer = None
             self.socket = None
@@ -345,18 +384,23 @@ class Call:
             streamed=self.streamed,
             server_work=self.server_work(),
             released=released,
-            socket_closed=released and not self.multiplexed and not self._opaque,
+            socket_closed=released and not (self.multiplexed or self._opaque or (self.completed and self.drain)),
             chunks=self.chunks,
             characters=self.characters,
             elapsed=time.monotonic() - self.started,
             note=self._note(),
             attempt=attempt,
+            usage=self.usage or usage_in(self.last),
+            host=None if self.url is None else f"{self.url.host}:{self.url.port}" if self.url.port else self.url.host,
         )
 
     def _note(self) -> Optional[str]:
         if self.multiplexed:
             told = "its stream was reset" if self.stream_reset or not self.sent else "the server was not told"
             return f"HTTP/2: the connection carries other calls and was left open; the call was taken off it ({told})."
+        if self.drain is not None:
+            how = "to its end" if self.completed else "until its time was over or its caller closed it"
+            return f"The stream was read on, unseen, for its usage: {how}."
         if self._opaque:
             return "The HTTP transport can't be interrupted from outside; the call was fenced."
         if self.cancelled and self.sent and self.streamed in (Streamed.PLAIN, Streamed.REFUSED):

@@ -252,6 +252,7 @@ async def _exchange(call: Call, request: Any, send: Callable[[Any], Awaitable[An
         hook_backend(pool)
     call.begin_exchange(opaque=not pools)
     request.extensions = {**request.extensions, CALL: call}
+    call.url = request.url
     call.exchanging = True
     try:
         response = await exchange_concurrent(call, request, lambda one: _send(call, one, send, transport))
@@ -349,8 +350,11 @@ class _Body:
                 while call.cancelled and call.held and chunk is not None:  # read on; deliver nothing
                     chunk = await self._read(call)
                     call.tracker.feed(chunk)
-            call.check()
+            if call.cancelled and not call.drains:
+                raise Interruption(call)
         except BaseException as error:
+            if call.drain is not None:
+                call.drain.fail()
             with anyio.CancelScope(shield=True):
                 await self.aclose()
             await _reclaim(self._pools, call)
@@ -372,9 +376,9 @@ class _Body:
         return await _next(self._chunks)
 
     async def aclose(self) -> None:
-        if self._closed:
-            return
         call = self._call
+        if self._closed or call.drains:  # what is drained is closed by whoever drains it
+            return
         self._closed = call.body_closed = True
         stream, call.socket, call.closer = call.socket, None, None
         if stream is not None:

@@ -14,6 +14,8 @@ from typing import Any, Optional
 import anyio
 
 from deadstop.calls.call import Call, Interruption
+from deadstop.calls.drain import Drain, in_thread
+from deadstop.calls.loops import Loop
 from deadstop.calls.pool import recast
 
 __all__ = ["Fenced", "FencedAsync", "call_of", "fence_helper", "hand_over"]
@@ -27,13 +29,14 @@ class Fenced:
     `counted`: its items are the events that the caller is given, and are counted as delivered.
     """
 
-    __slots__ = ("_call", "_counted", "_inner", "_next", "owner")
+    __slots__ = ("_call", "_counted", "_inner", "_next", "inside", "owner")
 
     def __init__(self, call: Call, inner: Any, *, counted: bool = False) -> None:
         self._call = call
         self._counted = counted
         self._inner = inner
         self._next = inner.__next__
+        self.inside = False
         self.owner: Any = None
 
     def __iter__(self) -> Fenced:
@@ -41,25 +44,49 @@ class Fenced:
 
     def __next__(self) -> Any:
         call = self._call
+        self.inside = True  # first, then the look: whoever drains does it the other way round
         if call.cancelled:
+            self.inside = False
             raise call.stopped()
         try:
             item = self._next()
         except (Interruption, Exception) as error:
+            self.inside = False
             if call.cancelled:
                 raise call.stopped() from _reason(error)
             raise
+        except BaseException:
+            self.inside = False
+            raise
+        self.inside = False
         characters = 0
         if self._counted:
             characters = characters_in(item)
             call.chunks += 1
             call.characters += characters
+            call.last = item
         if self._call.cancelled:
             if self._counted:  # not delivered after all
                 call.chunks -= 1
                 call.characters -= characters
             raise call.stopped()
         return item
+
+    def read_on(self, drain: Drain) -> None:
+        if not in_thread(lambda: self._drain(drain)):
+            drain.end()
+
+    def _drain(self, drain: Drain) -> None:
+        call = self._call
+        try:
+            while not drain.over:
+                call.last = self._next()
+        except StopIteration:
+            call.completed = True
+        except BaseException:  # however else it ends: this thread has nobody to tell
+            pass
+        finally:
+            drain.finish()
 
     def close(self) -> None:
         """As a generator's: stop iterating. The response is closed by whoever owns it."""
@@ -71,13 +98,15 @@ class Fenced:
 class FencedAsync:
     """`Fenced` for tasks. A class and not an async generator, so that dropping it half-way is no leak."""
 
-    __slots__ = ("_call", "_counted", "_inner", "_next", "owner")
+    __slots__ = ("_call", "_counted", "_inner", "_loop", "_next", "inside", "owner")
 
     def __init__(self, call: Call, inner: Any, *, counted: bool = False) -> None:
         self._call = call
         self._counted = counted
         self._inner = inner
+        self._loop = Loop.current() if counted else None
         self._next = inner.__anext__
+        self.inside = False
         self.owner: Any = None
 
     def __aiter__(self) -> FencedAsync:
@@ -85,19 +114,27 @@ class FencedAsync:
 
     async def __anext__(self) -> Any:
         call = self._call
+        self.inside = True  # first, then the look: whoever drains does it the other way round
         if call.cancelled:
+            self.inside = False
             raise await self._stopped()
         try:
             item = await self._next()
         except (Interruption, Exception) as error:
+            self.inside = False
             if call.cancelled:
                 raise call.stopped() from _reason(error)
             raise
+        except BaseException:
+            self.inside = False
+            raise
+        self.inside = False
         characters = 0
         if self._counted:
             characters = characters_in(item)
             call.chunks += 1
             call.characters += characters
+            call.last = item
         if self._call.cancelled:
             if self._counted:  # not delivered after all
                 call.chunks -= 1
@@ -108,9 +145,29 @@ class FencedAsync:
     async def _stopped(self) -> BaseException:
         # Event loops grumble about generators that are dropped half-way; the SDK's ends by closing the response.
         error = self._call.stopped()
-        with anyio.CancelScope(shield=True):
-            await self.aclose()
+        if not self._call.drains:
+            with anyio.CancelScope(shield=True):
+                await self.aclose()
         return error
+
+    def read_on(self, drain: Drain) -> None:
+        if self._loop is None or not self._loop.spawn(lambda: self._drain(drain)):
+            drain.finish()  # the loop is over, and its sockets with it
+
+    async def _drain(self, drain: Drain) -> None:
+        call = self._call
+        try:
+            while not drain.over:
+                call.last = await self._next()
+        except StopAsyncIteration:
+            call.completed = True
+        except (Interruption, Exception):  # however else it ends: this task has nobody to tell
+            pass
+        finally:
+            drain.fail()
+            with anyio.move_on_after(1, shield=True):
+                await self.aclose()
+            drain.finish()
 
     async def aclose(self) -> None:
         """As an async generator's: stop iterating."""
@@ -186,7 +243,7 @@ def fence_stream(call: Call, stream: Any) -> Any:
     collector comes by. The caller gets a twin that shares the stream's attributes and is in no cycle: when it goes,
     the connection goes.
     """
-    stream._iterator = fence = fenced(call, stream._iterator, counted=True)
+    stream._iterator = fence = call.reader = fenced(call, stream._iterator, counted=True)
     setattr(stream, _CALL, call)
     cls = type(stream)
     shown = _twins.get(cls)
@@ -208,13 +265,23 @@ def _with_shown_response(cls: Any) -> type:
     class Stream(cls):  # type: ignore[misc]
         @property
         def response(self) -> Any:
-            self.__dict__[_CALL].shown = True
+            call: Call = self.__dict__[_CALL]
+            call.shown = True
+            if call.drains and call.drain is not None:  # what is read there would be seen
+                call.drain.end()
             return self.__dict__["response"]
 
         @response.setter
         def response(self, response: Any) -> None:
             self.__dict__["response"] = response
 
+    if hasattr(cls, "close"):  # the SDK's own, but for the property: closing a stream shows nothing of it
+
+        def close(self: Any) -> Any:
+            response = self.__dict__["response"]
+            return response.aclose() if hasattr(cls, "__anext__") else response.close()
+
+        Stream.close = close
     Stream.__name__, Stream.__qualname__, Stream.__module__ = cls.__name__, cls.__qualname__, cls.__module__
     return Stream
 

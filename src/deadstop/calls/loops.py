@@ -45,8 +45,9 @@ class Loop:
         task's step, here in this thread, has its next turn to come, signal handler or not.
         """
         try:
-            if self._key is asyncio._get_running_loop() and asyncio.current_task(self._key) is not None:
-                self._key.call_soon(function)
+            running = asyncio._get_running_loop()
+            if running is not None and running is self._key and asyncio.current_task(running) is not None:
+                running.call_soon(function)
                 return True
             self._call_soon(function)
         except RuntimeError:  # the loop is closed (asyncio) or its run is over (trio)

@@ -14,9 +14,12 @@ import importlib
 import time
 from collections.abc import Awaitable, Generator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Callable, Optional
 
-from deadstop.calls.call import Call
+from deadstop.calls.call import Call, Interruption
+from deadstop.calls.drain import Drain, in_thread
+from deadstop.calls.loops import Loop
 from deadstop.calls.multiplexed import Overdue
 from deadstop.calls.reassemble import Plan, Truncated, plan
 from deadstop.core.model import Streamed
@@ -53,11 +56,18 @@ def exchange_blocking(call: Call, request: Any, send: Callable[[Any], Any]) -> A
     if planned is None:
         return send(request)
     flow = _flow(call, request, planned)
-    bodies: dict[int, Any] = {}
+    return _pump_blocking(call, flow, next(flow), {}, send)
+
+
+def _pump_blocking(call: Call, flow: _Flow, step: Any, bodies: dict[int, Any], send: Callable[[Any], Any]) -> Any:
     result: Any = None
     try:
-        step = next(flow)
         while True:
+            handed = _to_drain(call, step)
+            if handed is not None:
+                if in_thread(partial(_drain_blocking, call, flow, step, bodies, send, handed)):
+                    raise Interruption(call)
+                handed.fail()  # the next read ends the flow
             try:
                 if isinstance(step, _Send):
                     result = send(step.request)
@@ -74,17 +84,53 @@ def exchange_blocking(call: Call, request: Any, send: Callable[[Any], Any]) -> A
         return end.value
 
 
+def _to_drain(call: Call, step: Any) -> Optional[Drain]:
+    """The drain, if the rest is to be read elsewhere: the call is cancelled, and its caller has no part in it."""
+    drain = call.drain
+    return drain if drain is not None and isinstance(step, _Read) and call.cancelled and drain.claim() else None
+
+
+def _drain_blocking(
+    call: Call, flow: _Flow, step: Any, bodies: dict[int, Any], send: Callable[[Any], Any], drain: Drain
+) -> None:
+    with contextlib.suppress(BaseException):  # however it ends: this thread has nobody to tell
+        _pump_blocking(call, flow, step, bodies, send)
+    drain.finish()
+
+
+async def _drain_concurrent(
+    call: Call, flow: _Flow, step: Any, bodies: dict[int, Any], send: Callable[[Any], Awaitable[Any]], drain: Drain
+) -> None:
+    try:
+        with contextlib.suppress(Interruption, Exception):  # however it ends: this task has nobody to tell
+            await _pump_concurrent(call, flow, step, bodies, send)
+    finally:
+        drain.finish()
+
+
 async def exchange_concurrent(call: Call, request: Any, send: Callable[[Any], Awaitable[Any]]) -> Any:
     """The response to `request`, streamed inside where that applies. Suspends the task."""
     planned = _plan(call, request)
     if planned is None:
         return await send(request)
     flow = _flow(call, request, planned)
-    bodies: dict[int, Any] = {}
+    return await _pump_concurrent(call, flow, next(flow), {}, send)
+
+
+async def _pump_concurrent(
+    call: Call,
+    flow: _Flow,
+    step: Any,
+    bodies: dict[int, Any],
+    send: Callable[[Any], Awaitable[Any]],
+) -> Any:
     result: Any = None
     try:
-        step = next(flow)
         while True:
+            handed = _to_drain(call, step)
+            if handed is not None:
+                Loop.current().start(partial(_drain_concurrent, call, flow, step, bodies, send, handed))
+                raise Interruption(call)
             try:
                 if isinstance(step, _Send):
                     result = await send(step.request)
@@ -184,6 +230,7 @@ def _assemble(call: Call, response: Any, planned: Plan) -> _Flow:
                     pass
     finally:
         call.read_deadline = None
+        call.usage = assembler.usage() or call.usage
         yield _Close(response)
     call.check()
     try:

@@ -219,7 +219,9 @@ class CallFacts:
     """One in-flight call of a cancelled run: where it was, what was done to it, what came of it.
 
     ``released``: its caller is free. ``socket_closed``: its connection is closed. ``note`` is a sentence on
-    anything out of the ordinary, such as a connection that is shared with other calls.
+    anything out of the ordinary, such as a connection that is shared with other calls. ``host`` is where it went, with
+    the port where that is not the usual one. ``usage`` is what the stream has told of it, before the cancel or while it
+    was drained.
     """
 
     id: str
@@ -236,6 +238,8 @@ class CallFacts:
     elapsed: float = 0.0
     note: str | None = None
     attempt: Attempt | None = None
+    host: str | None = None
+    usage: dict[str, Any] | None = field(default=None, hash=False)
 
 
 @dataclass(frozen=True)
@@ -263,7 +267,8 @@ class CancelReceipt:
     lost. ``server`` is the make of the server as far as it is known, ``server_work`` what is known of its work on a
     remote run (a call's is in ``calls``), ``note`` a sentence on it. ``revivals`` are statuses read after the run had
     been read as cancelled: (unix seconds, the word). ``usage``
-    is what the provider reported, or None: a cancelled stream's usage is not reported, so it is unknown, not zero.
+    is what the provider reported of all the calls that were under way, or None: unknown, not zero. Most tell it at the
+    end of a stream, which a cancel cuts off, unless the policy has a ``drain``.
     ``evidence`` is what ``outcome`` rests on. ``diagnosis`` is there when the outcome is ``unconfirmed``. ``reason``,
     ``actor`` and ``cause`` are the first cancel's; ``later`` holds the (reason, actor) of those that came after it.
     """

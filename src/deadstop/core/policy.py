@@ -75,7 +75,8 @@ class CancelPolicy:
       back to life. 0: not at all.
     - ``evidence``: what ``confirmed`` must rest on for a remote run, at the least: ``status`` (the provider's word),
       ``events`` (its event stream), or ``engine`` (a server whose word is known to mean that the work has stopped).
-    - ``drain``: how long a cancelled stream may be read on, unseen, to learn its true usage. 0: not at all.
+    - ``drain``: how long a cancelled stream may be read on, unseen, to learn its true usage; within the timeout. The
+      server is left at work meanwhile. 0: not at all.
 
     Raises UsageError for a value it can't keep its promise with.
     """

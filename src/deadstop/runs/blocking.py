@@ -205,7 +205,7 @@ def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
     at = time.monotonic()
     deadline = float("inf") if asked.timeout is None else at + asked.timeout
     level = asked.level or Level.CONFIRMED
-    struck = run.strike(partial(run.intent, at=at, deadline=deadline, level=level, **facts))
+    struck = run.strike(partial(run.intent, at=at, deadline=deadline, level=level, **facts), asked)
     try:
         first = first_wait(struck, asked)
         if first is not None:

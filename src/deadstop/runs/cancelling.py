@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
+from contextvars import Context
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
@@ -32,7 +33,9 @@ from deadstop.core.machine import (
 )
 from deadstop.core.model import CancelReceipt, Delivered, Evidence, Intent, Level, Outcome, RunStatus, ServerWork
 from deadstop.core.policy import CancelPolicy
+from deadstop.runs import telling
 from deadstop.runs.chase import Chase
+from deadstop.runs.draining import usage_of
 
 if TYPE_CHECKING:
     from deadstop.runs.remote import Remote
@@ -59,6 +62,7 @@ class Cancelling:
     _timed_out: AbstractSet[int] = frozenset()
     _final: Optional[CancelReceipt] = None
     _timeout_receipt: Optional[CancelReceipt] = None
+    _context: Optional[Context] = None  # of whoever asked first, for telemetry
 
     def __init__(self, run: BaseRun, intent: Asked) -> None:
         self.run = run
@@ -153,6 +157,7 @@ class Cancelling:
             self._inbox.append((call.id, CancelRequested(at=self.intent.at, intent=self.intent)))
         if self.run.remote is not None:
             self._chase_remote(self.run.remote)
+        self._context = telling.requested(self.run, self.intent)
         self._begun = True
         for call in list(self._calls.values()):
             call.left.notify(self._left(call))
@@ -214,7 +219,8 @@ class Cancelling:
 
     def _left(self, call: Call) -> Callable[[], None]:
         def tell() -> None:
-            kind = CallFinished if call.finished or call.completed else CallLeft
+            # What came to its end while it was drained was cancelled all the same: its caller got nothing of it.
+            kind = CallFinished if call.finished or (call.completed and call.drain is None) else CallLeft
             self._inbox.append((call.id, kind(at=time.monotonic())))
             self._work()
 
@@ -272,10 +278,12 @@ class Cancelling:
         if unconfirmed and self._timeout_receipt is None:
             self._timed_out = unconfirmed
             self._timeout_receipt = receipt
-        if self._final is None or self._final.outcome is Outcome.UNCONFIRMED:
+        before = self._final
+        if before is None or before.outcome is Outcome.UNCONFIRMED:
             self._final = receipt
             self.run.settled(receipt)
         self.done.set()
+        telling.settled(self.run, self.intent, receipt, before, self._context)
         for above in list(self._above):
             above._news()
 
@@ -361,6 +369,7 @@ class Cancelling:
                 self.run.chunks + sum(fact.chunks for fact in every),
                 self.run.characters + sum(fact.characters for fact in every),
             ),
+            usage=usage_of(facts, children) if remote is None else None,
             evidence=evidence,
             diagnosis=diagnosis,
             calls=facts,

@@ -217,7 +217,7 @@ async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
     at, here = time.monotonic(), Loop.current()
     deadline = float("inf") if asked.timeout is None else at + asked.timeout
     level = asked.level or Level.CONFIRMED
-    struck = run.strike(partial(run.intent, at=at, deadline=deadline, level=level, **facts))
+    struck = run.strike(partial(run.intent, at=at, deadline=deadline, level=level, **facts), asked)
     try:
         first = first_wait(struck, asked)
         if first is not None:

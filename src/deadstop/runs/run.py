@@ -14,6 +14,7 @@ from deadstop.core.model import CancelReceipt, Cause, Intent, Level
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import DeadstopError, RunCancellationTimeoutError, RunCancelledError, UsageError
 from deadstop.runs.cancelling import Asked, Cancelling
+from deadstop.runs.draining import arrange
 from deadstop.runs.remote import Remote
 
 if TYPE_CHECKING:
@@ -168,24 +169,27 @@ class BaseRun:
         cancelling.follow()
         return cancelling
 
-    def strike(self, intent: Asked) -> Cancelling:
+    def strike(self, intent: Asked, asked: Any = None) -> Cancelling:
         """The part that can't wait: close the fences and interrupt the calls. `follow()` the result, always.
 
         What was interrupted needs the interpreter to come free, so a thread that means to wait does nothing else
         before it does. It does not even build the intent: it gives what makes it.
         """
-        cancelling = self._close_fence(intent)
+        cancelling = self._close_fence(intent, asked)
         cancelling.interrupt()
         if self._callbacks or self.children:
             self._call_back_all()
         return cancelling
 
-    def _close_fence(self, intent: Asked) -> Cancelling:
+    def _close_fence(self, intent: Asked, asked: Any) -> Cancelling:
         mine = Cancelling(self, intent)
         cancelling = self._cancelling.setdefault("it", mine)
         if cancelling is not mine:
             cancelling.join(intent)
         if not cancelling.finished_before:
+            calls = list(self.calls.values())
+            if calls:
+                arrange(self, calls, asked)
             # Also by whoever comes second: the first may have been held up just here.
             self.cancelled = True
             # Flags first, all the way down: nothing may pass while the interruptions are on their way.
@@ -195,7 +199,7 @@ class BaseRun:
                 call.cancelled = True
             for child in list(self.children.values()) if self.children else ():
                 if not child.cancelled:
-                    cancelling.add_child(child._close_fence(child.intent_of(cancelling.intent)))
+                    cancelling.add_child(child._close_fence(child.intent_of(cancelling.intent), asked))
                 elif child.remote is not None:
                     cancelling.add_child(child._cancelling["it"])
             cancelling.add_calls(calls)

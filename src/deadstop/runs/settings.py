@@ -13,7 +13,15 @@ from deadstop.core.policy import CancelPolicy, policy_from
 from deadstop.errors import UsageError
 from deadstop.kinds.register import defaults
 
-__all__ = ["policy_in_force"]
+__all__ = ["may_drain", "policy_in_force"]
+
+_DRAINS = ("DEADSTOP_DRAIN", "DEADSTOP_CALL_DRAIN", "DEADSTOP_CONFIG")
+
+
+def may_drain() -> bool:
+    """Whether the settings may have a `drain` for calls. Asked before a strike, so it is quick."""
+    raw = getattr(os.environ, "_data", os.environ)
+    return any(name in raw or name.encode() in raw for name in _DRAINS)
 
 
 def policy_in_force(kind: str = "call", **explicit: Any) -> CancelPolicy:

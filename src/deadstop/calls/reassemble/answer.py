@@ -44,6 +44,10 @@ class Assembler(ABC):
             self._read(self._events.feed(chunk))
         return self._complete
 
+    def usage(self) -> Optional[dict[str, Any]]:
+        """Return the usage as far as the stream has told it; None while it has not."""
+        return None
+
     def finish(self) -> Assembled:
         """Return the answer. Raises `Truncated` when the stream broke off before it was complete."""
         if not self._complete:

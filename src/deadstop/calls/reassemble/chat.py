@@ -39,6 +39,9 @@ class ChatAssembler(Assembler):
         self._has_usage = False
         self._choices: dict[int, _Choice] = {}
 
+    def usage(self) -> Optional[dict[str, Any]]:
+        return dict(self._usage) if isinstance(self._usage, dict) else None
+
     def _take(self, name: bytes, data: bytes) -> bool:
         if data.lstrip().startswith(b"[DONE]"):
             return True

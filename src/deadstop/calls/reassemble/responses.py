@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from typing import Optional
+from typing import Any, Optional
 
 from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated
 from deadstop.calls.reassemble.jsontext import Member, members, object_of
@@ -27,6 +28,10 @@ class ResponseAssembler(Assembler):
         super().__init__()
         self._items: dict[int, str] = {}
         self._response: Optional[str] = None
+
+    def usage(self) -> Optional[dict[str, Any]]:
+        usage = None if self._response is None else json.loads(self._response).get("usage")
+        return usage if isinstance(usage, dict) else None
 
     def _take(self, name: bytes, data: bytes) -> bool:
         if name != b"error" and not _WANTED.search(data):
