@@ -1,8 +1,9 @@
 """A chat completion server over HTTP/2, that records what becomes of each stream.
 
 What it does is said by the request's model: `m` answers, `endless` goes on until `finish()`, `silent` reads the
-request and says nothing, `stalls` falls silent after three tokens. `greedy=False` never gives back the window that a
-body has used up, so that a body larger than 65,535 bytes gets stuck.
+request and says nothing, `stalls` falls silent after three tokens, `flood` sends one token and then as much as the
+client's windows allow, `background` starts a response that `finish()` lets it tell of. `greedy=False` never gives back
+the window that a body has used up, so that a body larger than 65,535 bytes gets stuck.
 """
 
 from __future__ import annotations
@@ -48,13 +49,16 @@ class StreamRecord:
     due: float = 0.0
     headers_sent: bool = False
     ended: bool = False  # its events are being written, and then it is done
+    path: str = ""
+    resets: int = 0  # how often the client has reset it
 
 
 class H2Server:
     """Listens on 127.0.0.1 inside `with`. `rate` is tokens per second (0: at once).
 
     `max_streams` is how many streams it allows at a time, `end_late` how long (seconds) after its last event a stream
-    ends, `mute` how many connections are accepted first and never spoken to.
+    ends, `mute` how many connections are accepted first and never spoken to. `wide`: its windows hold any body, and
+    its socket's buffer is small.
     """
 
     def __init__(
@@ -67,6 +71,7 @@ class H2Server:
         max_streams: int = 100,
         end_late: float = 0.0,
         mute: int = 0,
+        wide: bool = False,
     ) -> None:
         self.rate = rate
         self.tokens = tokens
@@ -74,6 +79,11 @@ class H2Server:
         self.max_streams = max_streams
         self.end_late = end_late
         self.mute = mute
+        self.wide = wide
+        self._deaf = threading.Event()
+        self._reads_nothing = threading.Event()
+        self.full = threading.Event()  # a flood has used up the client's windows
+        self.farewells: list[str] = []  # "goaway", "drop": what to do next on each connection
         self.streams: list[StreamRecord] = []
         self.connections = 0
         self.goaways: list[int] = []
@@ -81,6 +91,8 @@ class H2Server:
         self._ssl_context = ssl_context
         self._changed = threading.Condition()
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=64)
+        if wide:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)
         self._threads: list[threading.Thread] = []
         self._muted: list[socket.socket] = []
         self._stop_reader, self._stop_writer = socket.socketpair()
@@ -113,9 +125,25 @@ class H2Server:
                 raise AssertionError(f"It never came true. The streams: {self.streams}. The errors: {self.errors}")
 
     def finish(self) -> None:
-        """The endless answers come to their end."""
+        """The endless answers come to their end, and background responses are told of."""
         for record in self.of("endless"):
             record.wanted = min(record.wanted, record.tokens + 1)
+        for record in self.of("background"):
+            record.due = 0.0
+
+    def stop_reading(self) -> None:
+        """Until `read_on()` it goes on writing, and reads nothing. There is one connection."""
+        self._deaf.set()
+        assert self._reads_nothing.wait(10)
+
+    def read_on(self) -> None:
+        self._deaf.clear()
+        self._reads_nothing.clear()
+
+    def is_deaf(self) -> bool:
+        if self._deaf.is_set():
+            self._reads_nothing.set()
+        return self._deaf.is_set()
 
     def of(self, model: str) -> list[StreamRecord]:
         return [each for each in self.streams if each.model == model]
@@ -166,20 +194,32 @@ class _Connection:
         self._number = number
         self._h2 = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
         self._records: dict[int, StreamRecord] = {}
+        self._raw = bytearray()
 
     def run(self, stop: socket.socket) -> None:
         allowed = {h2.settings.SettingCodes.MAX_CONCURRENT_STREAMS: self._server.max_streams}
+        if self._server.wide:
+            allowed[h2.settings.SettingCodes.INITIAL_WINDOW_SIZE] = 2**30
         self._h2.local_settings = h2.settings.Settings(client=False, initial_values=allowed)
         self._h2.initiate_connection()
+        if self._server.wide:
+            self._h2.increment_flow_control_window(2**30)
         self._flush()
         while True:
             due = [each.due for each in self._records.values() if each.state == "generating"]
             pending = isinstance(self._sock, ssl.SSLSocket) and self._sock.pending()
-            wait = 0 if pending else max(min(due) - time.monotonic(), 0) if due else None
-            ready, _, _ = select.select([self._sock, stop], [], [], wait)
+            # What a test asks for meanwhile wakes nobody, so it is looked for often.
+            wait = 0 if pending else min(max(min(due, default=float("inf")) - time.monotonic(), 0), 0.01)
+            deaf = self._server.is_deaf()
+            ready, _, _ = select.select([stop] if deaf else [self._sock, stop], [], [], wait)
             if stop in ready:
                 return
-            if (self._sock in ready or pending) and not self._read():
+            if self._server.farewells and self._records:
+                if self._server.farewells.pop() == "drop":
+                    return
+                self._h2.close_connection()
+                self._flush()
+            if not deaf and (self._sock in ready or pending) and not self._read():
                 return
             self._generate()
             self._flush()
@@ -203,6 +243,7 @@ class _Connection:
         for event in events:
             if isinstance(event, h2.events.RequestReceived):
                 record = self._records[event.stream_id] = StreamRecord(self._number, event.stream_id)
+                record.path = next(value.decode() for name, value in event.headers if bytes(name) == b":path")
                 self._server.streams.append(record)
             elif isinstance(event, h2.events.DataReceived):
                 self._take(event)
@@ -215,7 +256,21 @@ class _Connection:
                     record.state, record.code = "reset", int(event.error_code)
             elif isinstance(event, h2.events.ConnectionTerminated):
                 self._server.goaways.append(int(event.error_code or 0))
+        self._count_resets(data)
         return True
+
+    def _count_resets(self, data: bytes) -> None:
+        """h2 tells of a stream's first reset only."""
+        self._raw += data
+        if self._raw.startswith(b"PRI"):
+            if len(self._raw) < 24:
+                return
+            del self._raw[:24]
+        while len(self._raw) >= 9 and len(self._raw) >= 9 + int.from_bytes(self._raw[:3], "big"):
+            length, kind, stream = (int.from_bytes(self._raw[a:b], "big") for a, b in ((0, 3), (3, 4), (5, 9)))
+            if kind == 3:
+                self._records[stream].resets += 1
+            del self._raw[: 9 + length]
 
     def _take(self, event: Any) -> None:
         record = self._records[event.stream_id]
@@ -231,11 +286,13 @@ class _Connection:
             record.unpaid = 0
 
     def _begin(self, record: StreamRecord) -> None:
-        body = json.loads(record.body)
-        record.model, record.streamed = body["model"], bool(body.get("stream"))
+        body = json.loads(record.body or b"{}")
+        record.model, record.streamed = body.get("model", ""), bool(body.get("stream"))
         record.wanted = sys.maxsize if record.model == "endless" else body.get("max_tokens", self._server.tokens)
         record.state = "silent" if record.model == "silent" else "generating"
         record.due = time.monotonic()
+        if record.path.partition("/responses")[1]:
+            record.due = float("inf") if record.model == "background" else 0.0
 
     def _generate(self) -> None:
         for record in list(self._records.values()):
@@ -243,8 +300,17 @@ class _Connection:
                 self._token(record)
 
     def _token(self, record: StreamRecord) -> None:
+        if record.path.partition("/responses")[1]:
+            self._tell(record)
+            return
+        if record.model == "flood" and record.tokens:
+            self._flood(record)
+            return
         if record.tokens >= record.wanted:
             self._finish(record)
+            return
+        if self._h2.local_flow_control_window(record.stream) < 1024:
+            record.due = time.monotonic() + 0.01  # there is no room for an event
             return
         if record.streamed:
             delta = {"index": 0, "delta": {"content": f"t{record.tokens} "}, "finish_reason": None}
@@ -274,6 +340,23 @@ class _Connection:
                 return
         self._h2.end_stream(record.stream)
         record.state = "completed"
+
+    def _tell(self, record: StreamRecord) -> None:
+        status = "in_progress" if record.model == "background" else "cancelled"
+        response = {"id": "resp_h2", "object": "response", "status": status, "background": True, "output": []}
+        self._headers(record, "application/json")
+        self._h2.send_data(record.stream, json.dumps({**_HEAD, **response, "id": "resp_h2"}).encode())
+        self._h2.end_stream(record.stream)
+        record.state = "completed"
+
+    def _flood(self, record: StreamRecord) -> None:
+        room = min(self._h2.local_flow_control_window(record.stream), self._h2.max_outbound_frame_size)
+        if room == 0:
+            self._server.full.set()
+            record.due = time.monotonic() + 0.01
+            return
+        self._h2.send_data(record.stream, b":" * room)  # of a comment that never ends
+        self._flush()
 
     def _headers(self, record: StreamRecord, kind: str) -> None:
         record.headers_sent = True

@@ -2,69 +2,25 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import ssl
-import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from worlds import CHAT, PATIENCE, until
+from worlds import CHAT, until
 
-import deadstop
 from deadstop import RunCancelledError
 from deadstop.testing import FakeProxy, full_backlog
 
 pytest.importorskip("h2")
 
 from h2_server import STALLS_AFTER, H2Server
-
-PEM = Path(__file__).parent.parent / "testing" / "localhost.pem"
-TRUST = ssl.create_default_context(cafile=str(PEM))
-CANCEL = 8  # the error code of a stream that is not wanted any more (RFC 9113, 7)
+from http2_kit import CANCEL, call_of, http2_client, reached, serving, settled, stop, untouched, was_reset
 
 
 @pytest.fixture(params=["ALPN", "prior knowledge"])
 def tls(request: pytest.FixtureRequest) -> bool:
     """Both ways to HTTP/2: agreed upon over TLS, and known beforehand."""
     return bool(request.param == "ALPN")
-
-
-@contextlib.contextmanager
-def serving(tls: bool, **kwargs: Any) -> Iterator[H2Server]:
-    context = None
-    if tls:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(str(PEM))
-        context.set_alpn_protocols(["h2"])
-    with H2Server(ssl_context=context, **kwargs) as server:
-        yield server
-        assert server.errors == []
-
-
-@functools.lru_cache
-def http_class_of(client_class: type) -> Any:
-    """The HTTP client of the package that the SDK in hand rides on."""
-    client = client_class(api_key="k")
-    return next(each for each in type(client._client).__mro__ if each.__name__ in ("Client", "AsyncClient"))
-
-
-def http_class(world: Any) -> Any:
-    return http_class_of(deadstop.AsyncOpenAI if world.is_async else deadstop.OpenAI)
-
-
-@contextlib.contextmanager
-def http2_client(world: Any, base_url: str, **kwargs: Any) -> Iterator[Any]:
-    """An SDK client over an HTTP client that speaks HTTP/2; it never retries, so that nothing heals unseen."""
-    tls = base_url.startswith("https")
-    own = http_class(world)(http2=True, http1=tls, verify=TRUST, **kwargs)
-    client = world.client(base_url, http_client=own, max_retries=0)
-    try:
-        yield client
-    finally:
-        world.close(client)
 
 
 @pytest.fixture
@@ -77,52 +33,6 @@ def server(tls: bool) -> Iterator[H2Server]:
 def client(world: Any, server: H2Server) -> Iterator[Any]:
     with http2_client(world, server.base_url) as one:
         yield one
-
-
-def settled(world: Any, client: Any) -> None:
-    """The connection is made, and its settings are exchanged."""
-    world.start(world.create, client, max_tokens=1).result()
-
-
-def call_of(client: Any, name: str) -> Any:
-    calls = [call for run in client.runs.list() if run.name == name for call in list(run.calls.values())]
-    return calls[0] if calls else None
-
-
-def reached(client: Any, name: str, phase: str) -> None:
-    until(lambda: (call := call_of(client, name)) is not None and call.phase == phase, f"{name} {phase}")
-
-
-def stop(world: Any, client: Any, pending: Any, name: str = "victim") -> Any:
-    """Cancel the run, and look at what its caller gets and at what the receipt says of a shared connection."""
-    receipt = world.run(client.runs.cancel, name, reason="stop", timeout=5)
-    error = pending.failure()
-    assert isinstance(error, RunCancelledError), repr(error)
-    assert receipt.outcome == "cancelled", str(receipt)
-    (call,) = receipt.calls
-    assert call.released
-    assert not call.socket_closed, "the socket is not the call's to close"
-    return receipt
-
-
-def untouched(world: Any, client: Any, server: H2Server, neighbour: Any = None) -> None:
-    """The neighbour is still there and gets all of its answer, and the connection goes on serving."""
-    if neighbour is not None:
-        assert not neighbour.done
-        server.finish()
-        assert neighbour.result() == server.of("endless")[0].tokens + 1
-    assert world.start(world.create, client, max_tokens=2).result().choices[0].message.content == "t0 t1 "
-    assert server.connections == 1, "a second connection was needed"
-    assert server.goaways == []
-    (pool_connection,) = client._client._transport._pool.connections
-    until(pool_connection.is_idle, "an idle connection")
-    assert client._client._transport._pool._requests == []
-
-
-def was_reset(server: H2Server, model: str) -> None:
-    """The server was told that the answer is not wanted."""
-    server.wait_for(lambda _: server.of(model)[-1].state == "reset")
-    assert server.of(model)[-1].code == CANCEL
 
 
 @pytest.mark.parametrize("first", ["victim", "neighbour"])
@@ -335,76 +245,3 @@ def test_through_a_tunnel(world: Any) -> None:
             assert server.connections == 1
         finally:
             opened.__exit__(None, None, None)
-
-
-def test_cancelled_at_every_step(world: Any, tls: bool) -> None:
-    """Whichever step of a new connection's first call it is cancelled at, the second call on it finishes."""
-    if not world.is_async:
-        pytest.skip("a thread's steps can't be counted")
-    import anyio
-
-    async def program(client: Any, steps: int) -> bool:
-        done = False
-
-        async def victim() -> None:
-            nonlocal done
-            with contextlib.suppress(RunCancelledError):
-                async with client.runs.open("victim"):
-                    await client.chat.completions.create(**CHAT, max_tokens=3)
-                    done = True
-
-        async def neighbour() -> None:
-            answer = await client.chat.completions.create(**CHAT, max_tokens=3)
-            assert answer.choices[0].message.content == "t0 t1 t2 "
-
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(victim)
-            tasks.start_soon(neighbour)
-            for _ in range(steps):
-                await anyio.lowlevel.checkpoint()
-            with contextlib.suppress(Exception):
-                client.runs.get("victim").cancel_soon()
-        answer = await client.chat.completions.create(**CHAT, max_tokens=2)
-        assert answer.choices[0].message.content == "t0 t1 "
-        return done
-
-    with serving(tls, rate=0) as server:
-        for steps in [*range(30), *range(30, 300, 15)]:
-            with http2_client(world, server.base_url) as client:
-                world.run(functools.partial(program, client, steps))
-
-
-def chain(error: Any) -> str:
-    """An error and what it came of."""
-    causes = []
-    while error is not None:
-        causes.append(repr(error))
-        error = error.__cause__ or error.__context__
-    return " <- ".join(causes)
-
-
-def test_many_threads_and_cancels(world: Any, tls: bool) -> None:
-    """Of many calls on one connection every second one is cancelled at a random moment; the others all finish."""
-    import random
-
-    random = random.Random(7)
-    with serving(tls, rate=500) as server, http2_client(world, server.base_url) as client:
-        settled(world, client)
-        for turn in range(6):
-            pending = []
-            for number in range(8):
-                start = world.consume if number % 4 else world.create
-                pending.append(world.start(start, client, f"{turn}-{number}", max_tokens=20))
-            pause = threading.Event()
-            for number in range(0, 8, 2):
-                pause.wait(random.uniform(0, 0.02))
-                with contextlib.suppress(Exception):  # it may be over, or not there yet
-                    client.runs.get(f"{turn}-{number}").cancel_soon()
-            for number, each in enumerate(pending):
-                each.wait(PATIENCE)
-                if number % 2:
-                    assert each.error is None, chain(each.error)
-                    assert each.value == 21
-                else:
-                    assert each.error is None or isinstance(each.error, RunCancelledError), chain(each.error)
-        untouched(world, client, server)

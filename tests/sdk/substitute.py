@@ -71,7 +71,7 @@ if HOW == "scoped":
 
     everywhere: Any = _Everywhere(run.current_run)
     registry.current_run = run.current_run = everywhere
-    runs = Runs(registry.Registry(Run), lambda: 0)
+    runs = Runs(registry.Registry(Run))
 
     @pytest.fixture(autouse=True)
     def scope() -> Iterator[None]:

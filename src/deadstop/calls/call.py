@@ -325,6 +325,14 @@ class Call:
         self.phase = Phase.READING
         self._attempt["first_byte"] = time.monotonic() - self._attempt["started"]
 
+    def requeued(self, error: BaseException) -> bool:
+        """Whether `error` only means that the call was sent over to another pool while it waited for a connection.
+
+        What the pool fails with then depends on it: without assertions (`python -O`) it is another error than with.
+        """
+        asked, self.requeue = self.requeue, False
+        return asked and self.phase is Phase.WAITING_FOR_POOL and isinstance(error, Exception)
+
     def failed(self, error: BaseException) -> None:
         """The exchange ended with `error`."""
         if self.tracker is not None:

@@ -1,4 +1,4 @@
-"""Interrupting a task's call: the network backend, its streams, and the hook on the HTTP transport.
+"""Interrupting a task's call: the scope around it, the hook on the HTTP transport, and the body of the answer.
 
 A task can be interrupted wherever it waits, so the entry puts a cancel scope around the whole request (see
 `deadstop.calls.entry`). What is left for this module: the time after the request has returned, when a stream is read
@@ -9,8 +9,7 @@ each read put into a scope.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Iterable, Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Any, Callable, Optional
 
@@ -19,8 +18,8 @@ import anyio
 from deadstop.calls import multiplexed
 from deadstop.calls.call import Call, Interruption, active_call
 from deadstop.calls.loops import Loop
+from deadstop.calls.network_concurrent import Backend
 from deadstop.calls.pool import CALL, pools_of, recast, reclaim, renew, retire, transports_of
-from deadstop.calls.sockets import Owned
 from deadstop.calls.streamed import exchange_concurrent
 from deadstop.core.model import Interrupted, Phase
 
@@ -51,128 +50,6 @@ def interruptible(call: Call) -> Iterator[anyio.CancelScope]:
             call.scope_waker = outer
     if scope.cancel_called:
         raise Interruption(call)
-
-
-class _Stream(Owned):
-    """A network stream of a task that a cancel can reach."""
-
-    async def read(self, max_bytes: int, timeout: Optional[float] = None) -> bytes:
-        call = self._owner
-        if call is None:
-            return await self._inner.read(max_bytes, timeout)  # type: ignore[no-any-return]
-        if call.cancelled and call.must_stop():
-            raise Interruption(call)
-        if call.phase is Phase.SENDING:
-            call.request_sent()
-        try:
-            data: bytes = await self._inner.read(max_bytes, call.timeout(timeout))
-        except Exception:
-            if call.cancelled:
-                raise Interruption(call) from None
-            raise
-        if call.cancelled and call.must_stop():
-            raise Interruption(call)
-        return data
-
-    async def write(self, buffer: bytes, timeout: Optional[float] = None) -> None:
-        call = active_call()
-        if self.is_shared(buffer):
-            # All of it, whatever becomes of the call: it is not the call's alone.
-            self.share(call)
-            if buffer:
-                with anyio.CancelScope(shield=True):
-                    await self._inner.write(buffer, timeout)
-            return
-        if call is None:
-            if self._owner is not None:
-                self.take(None)
-            await self._inner.write(buffer, timeout)
-            return
-        if self._owner is not call:
-            self.take(call)
-        call.sending(False)
-        try:
-            await self._inner.write(buffer, timeout)
-        except Exception:
-            if call.cancelled:
-                raise Interruption(call) from None
-            raise
-        if call.cancelled and call.must_stop():
-            raise Interruption(call)
-
-    async def aclose(self) -> None:
-        self.closing()
-        await self._inner.aclose()
-
-    async def start_tls(self, ssl_context: Any, server_hostname: Optional[str] = None, timeout: Any = None) -> _Stream:
-        call = active_call()
-        began = time.monotonic()
-        if call is not None:
-            call.phase = Phase.HANDSHAKING
-        try:
-            inner = await self._inner.start_tls(ssl_context, server_hostname, timeout)
-        except BaseException:
-            # The pool has not seen this connection yet, so nobody else would close it.
-            with anyio.CancelScope(shield=True):
-                await self.aclose()
-            raise
-        if call is not None:
-            self.let_go(call)  # a tunnel's: what is inside may be shared
-            call.note(tls=time.monotonic() - began)
-        return _Stream(inner, self._core)
-
-
-class _Backend:
-    """Notes on the call what the pool's own network backend does. The scope around it ends it."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: Optional[float] = None,
-        local_address: Optional[str] = None,
-        socket_options: Optional[Iterable[Any]] = None,
-    ) -> _Stream:
-        call = active_call()
-        began = time.monotonic()
-        if call is not None:
-            call.check()
-            call.phase = Phase.CONNECTING
-        try:
-            inner = await self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
-        except BaseException as error:
-            await _close_connected(error)
-            raise
-        if call is not None:
-            call.note(connect=time.monotonic() - began)
-        return _Stream(inner)
-
-    async def connect_unix_socket(
-        self, path: str, timeout: Optional[float] = None, socket_options: Optional[Iterable[Any]] = None
-    ) -> _Stream:
-        return _Stream(await self._inner.connect_unix_socket(path, timeout, socket_options))
-
-    async def sleep(self, seconds: float) -> None:
-        await self._inner.sleep(seconds)
-
-
-async def _close_connected(error: BaseException) -> None:
-    """Close the connection that a cancelled `anyio.connect_tcp` had made already, and dropped.
-
-    When the cancel comes between the end of its winning attempt and its return, it leaves the stream open, to be
-    found by the garbage collector (anyio 3.7 to 4.16). All that is left of it then is a variable in the traceback.
-    """
-    trace = error.__traceback__
-    while trace is not None:
-        frame, trace = trace.tb_frame, trace.tb_next
-        if frame.f_code.co_name == "connect_tcp" and frame.f_globals.get("__name__", "").startswith("anyio."):
-            stream = frame.f_locals.get("connected_stream")
-            if stream is not None:
-                with anyio.CancelScope(shield=True):
-                    await stream.aclose()
 
 
 def hook_client(http_client: Any) -> bool:
@@ -228,8 +105,8 @@ def _around(send: Callable[[Any], Awaitable[Any]], transport: Any) -> Callable[[
 
 def hook_backend(pool: Any) -> None:
     """Put our network backend in front of the pool's own. Idempotent."""
-    if not isinstance(pool._network_backend, _Backend):
-        pool._network_backend = _Backend(pool._network_backend)
+    if not isinstance(pool._network_backend, Backend):
+        pool._network_backend = Backend(pool._network_backend)
         multiplexed.hook_pool(pool)
 
 
@@ -280,8 +157,7 @@ async def _send(call: Call, request: Any, send: Callable[[Any], Awaitable[Any]],
             if stream is not None:
                 stream.let_go(call)
             await _reclaim(pools, call)
-            if call.requeue and isinstance(error, AssertionError):
-                call.requeue = False
+            if call.requeued(error):
                 continue
             call.failed(error)
             if call.cancelled and isinstance(error, Exception):

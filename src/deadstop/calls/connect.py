@@ -19,7 +19,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from deadstop.calls.call import Call, Interruption
 from deadstop.core.model import Interrupted, Phase
@@ -149,15 +149,24 @@ def _connect(call: Call, sock: socket.socket, address: Any, timeout: Optional[fl
 def wait(call: Optional[Call], sock: Any, timeout: Optional[float], *, write: bool = False) -> bool:
     """Wait until `sock` can be read (or written). False when the time is up.
 
-    Raises `Interruption` as soon as `call` is cancelled, and leaves the socket alone.
+    Raises `Interruption` as soon as `call` must stop, and leaves the socket alone.
     """
     if call is None:
         return _poll(None, sock, timeout, write)
-    return _wait(call, sock, timeout, write=write, how=Interrupted.WAKE)
+    return _wait(call, sock, timeout, write=write, how=Interrupted.WAKE, must_stop=call.must_stop)
 
 
-def _wait(call: Call, sock: Any, timeout: Optional[float], *, write: bool, how: Interrupted) -> bool:
+def _wait(
+    call: Call,
+    sock: Any,
+    timeout: Optional[float],
+    *,
+    write: bool,
+    how: Interrupted,
+    must_stop: Optional[Callable[[], bool]] = None,
+) -> bool:
     """Wait for `sock` or for the cancel: then raise `Interruption`. False when the time is up."""
+    stopped = must_stop or (lambda: call.cancelled)
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
     closing = threading.Lock()
@@ -174,7 +183,7 @@ def _wait(call: Call, sock: Any, timeout: Optional[float], *, write: bool, how: 
 
     call.waker = wake
     try:
-        if call.cancelled:
+        if stopped():
             _interrupted(call, how)
         ready = _poll(ours, sock, timeout, write)
     finally:
@@ -182,7 +191,7 @@ def _wait(call: Call, sock: Any, timeout: Optional[float], *, write: bool, how: 
         with closing:
             theirs.close()
         ours.close()
-    if call.cancelled:
+    if stopped():
         _interrupted(call, how)
     return ready
 

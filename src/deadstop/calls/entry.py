@@ -108,14 +108,34 @@ def retry_pause(seconds: float) -> float:
 class _Slept:
     """A wait that is over: the SDK's log prints its length, and `time.sleep` finds nothing left of it.
 
-    `%f` asks an object for its float, `time.sleep` asks one that is no float for its index.
+    `%f` asks an object for its float, `time.sleep` asks one that is no float for its index. To a subclass of the
+    client that reckons with it, it is the number of seconds.
     """
 
     def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
+        self._seconds = float(seconds)
 
     def __float__(self) -> float:
         return self._seconds
 
     def __index__(self) -> int:
         return 0
+
+    def __repr__(self) -> str:
+        return repr(self._seconds)
+
+    def __hash__(self) -> int:
+        return hash(self._seconds)
+
+
+def _of_the_number(name: str) -> Any:
+    def method(self: _Slept, *others: Any) -> Any:
+        return getattr(float(self), name)(*(float(each) if isinstance(each, _Slept) else each for each in others))
+
+    return method
+
+
+_REVERSIBLE = ("add", "sub", "mul", "truediv", "floordiv")
+_OTHERS = ("eq", "ne", "lt", "le", "gt", "ge", "round", "int", "bool", "neg", "abs", "format")
+for _name in (*_REVERSIBLE, *(f"r{each}" for each in _REVERSIBLE), *_OTHERS):
+    setattr(_Slept, f"__{_name}__", _of_the_number(f"__{_name}__"))

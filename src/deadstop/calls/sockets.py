@@ -93,8 +93,8 @@ class Owned:
     def hang_up(self) -> None:
         """The stream is about to be closed; whoever is blocked on it, in another thread, comes free first."""
         with self._lock:
-            blocked = self._owner is not None and not self._closed and not self._multiplexed
-            if blocked and not self._dead and self._process is _process:
+            used = self._owner is not None or self._multiplexed
+            if used and not self._closed and not self._dead and self._process is _process:
                 shut_down(self._sock or self._inner.get_extra_info("socket"))
             self._closed = True
 

@@ -20,8 +20,8 @@ from typing import Any, Callable, Optional
 from deadstop.calls.call import Call, Interruption
 from deadstop.calls.drain import Drain, in_thread
 from deadstop.calls.loops import Loop
-from deadstop.calls.multiplexed import Overdue
 from deadstop.calls.reassemble import Plan, Truncated, plan
+from deadstop.calls.turns import Overdue
 from deadstop.core.model import Streamed
 
 __all__ = ["exchange_blocking", "exchange_concurrent"]
