@@ -207,6 +207,33 @@ def test_frames_that_were_on_their_way(world: Any, tls: bool) -> None:
         assert server.of("long")[0].resets == 1
 
 
+def test_a_stream_that_was_never_opened() -> None:
+    """A call that is cancelled before its headers are sent takes its stream's number with it: no other gets it."""
+    import h2.config
+    import h2.connection
+
+    from deadstop.calls.framing import guarded, tidied
+    from deadstop.calls.pool import recast
+
+    client = h2.connection.H2Connection(h2.config.H2Configuration(client_side=True))
+    server = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+    assert recast(client, tidied)
+    assert recast(client, guarded)
+    state: Any = client
+    state.initiate_connection()
+    victims = state.get_next_available_stream_id()
+    assert not state.deadstop_leave(victims, True)
+    state.deadstop_opened()
+    neighbours = state.get_next_available_stream_id()
+    assert neighbours == victims + 2
+    headers = [(":method", "GET"), (":authority", "a"), (":scheme", "http"), (":path", "/")]
+    state.send_headers(neighbours, headers, end_stream=True)
+    events = server.receive_data(state.data_to_send())
+    assert [each.stream_id for each in events if hasattr(each, "headers")] == [neighbours]
+    assert not state.deadstop_leave(victims, True)
+    assert state.deadstop_leave(neighbours, True)
+
+
 def test_a_call_that_waited_for_a_stream(world: Any, tls: bool) -> None:
     """A connection on which a call got the stream of a cancelled one is busy with it, not idle and soon closed."""
     with serving(tls, max_streams=1) as server, http2_client(world, server.base_url) as client:

@@ -28,6 +28,7 @@ def tidied(cls: Any) -> type:
         # Bytes that each stream has received, and that were not acknowledged yet; the streams that were reset.
         _deadstop_unread: dict[int, int]
         _deadstop_reset: deque[int]
+        highest_outbound_stream_id: int  # h2's
 
         def __getattr__(self, name: str) -> Any:
             if name == "_deadstop_unread":
@@ -57,6 +58,11 @@ def tidied(cls: Any) -> type:
             What the server is to be told by it waits to be written.
             """
             told = False
+            if stream_id > self.highest_outbound_stream_id:
+                # It was never opened. The next to ask must not get the same one, while this one is still taken down:
+                # a number that is passed over counts as closed (RFC 9113, 5.1.1).
+                self.highest_outbound_stream_id = stream_id
+                return False
             stream = self.streams.get(stream_id)
             with contextlib.suppress(Exception):  # the connection is over, and all of its streams
                 if reset and stream is not None and not stream.closed:

@@ -196,9 +196,9 @@ def _for_threads(cls: Any) -> type:
                 super()._write_outgoing_data(request)
 
         def _response_closed(self, stream_id: int) -> None:
-            self._h2_state.deadstop_opened()
             try:
                 request = _taken_off(self, stream_id)
+                self._h2_state.deadstop_opened()
                 if request is not None:
                     # If it comes to nothing, the reset goes out with what is written next.
                     with contextlib.suppress(Overdue, Exception), leaving():
