@@ -39,7 +39,8 @@ def interruptible(call: Call) -> Iterator[anyio.CancelScope]:
         def wake() -> None:
             if call.interrupted is Interrupted.NOTHING:
                 call.interrupted = Interrupted.TASK
-            loop.call(scope.cancel)
+            if not loop.call(scope.cancel):
+                call.leave()  # the loop was closed under the call: its task will never go on
 
         call.scope_waker = wake
         try:

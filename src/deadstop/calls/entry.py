@@ -6,6 +6,7 @@ The SDK's backoff is here too. Its sleep can't be interrupted from outside, but 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable
 from types import BuiltinFunctionType
@@ -60,7 +61,8 @@ async def run_concurrent(call: Call, send: Callable[..., Awaitable[Any]], args: 
             raise call.stopped() from _reason(error)
         raise
     finally:
-        current_call.reset(token)
+        with contextlib.suppress(ValueError):  # the collector ends a task whose loop was closed, in another context
+            current_call.reset(token)
     return _give(call, result)
 
 

@@ -156,7 +156,20 @@ def _plan(call: Call, request: Any) -> Optional[Plan]:
     body = getattr(request, "_content", None)
     if not isinstance(body, bytes):  # a body that can be sent only once
         return None
+    if _is_signed(request.headers):  # another body would be refused
+        return None
     return plan(request.method, request.url.path, request.headers.get("content-type", ""), body)
+
+
+_SEALS = ("digest", "content-md5", "content-sha256", "signature", "hmac")
+
+
+def _is_signed(headers: Any) -> bool:
+    """Whether a header vouches for the body (RFC 9421, RFC 9530, AWS SigV4, and what people sign with by hand)."""
+    scheme = headers.get("authorization", "").partition(" ")[0].lower()
+    if any(seal in scheme for seal in ("signature", "hmac")):  # not Digest: that one leaves the body out
+        return True
+    return any(seal in name.lower() for name in headers for seal in _SEALS)
 
 
 def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
@@ -252,8 +265,8 @@ def _read_all(response: Any) -> Generator[Any, Any, bytes]:
 
 
 def _with_body(request: Any, body: bytes) -> Any:
-    headers = [(name, value) for name, value in request.headers.raw if name.lower() != b"content-length"]
-    headers.append((b"Content-Length", str(len(body)).encode()))
+    length = str(len(body)).encode()
+    headers = [(name, length if name.lower() == b"content-length" else value) for name, value in request.headers.raw]
     return type(request)(request.method, request.url, headers=headers, content=body, extensions=request.extensions)
 
 
