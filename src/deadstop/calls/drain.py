@@ -106,7 +106,12 @@ def usage_in(event: Any) -> Optional[dict[str, Any]]:
 
 
 def _member(thing: Any, name: str) -> Any:
-    return (thing if isinstance(thing, Mapping) else getattr(thing, "__dict__", {})).get(name)
+    if isinstance(thing, Mapping):
+        return thing.get(name)
+    found = getattr(thing, "__dict__", {}).get(name)
+    if found is None:  # older SDKs do not know the field, and keep it among what else came
+        found = (getattr(thing, "__pydantic_extra__", None) or {}).get(name)
+    return found
 
 
 def plain_usage(usage: Any) -> Optional[dict[str, Any]]:

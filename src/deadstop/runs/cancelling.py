@@ -282,8 +282,9 @@ class Cancelling:
         if before is None or before.outcome is Outcome.UNCONFIRMED:
             self._final = receipt
             self.run.settled(receipt)
-        self.done.set()
+        # First, so that what its caller knows of can be flushed. It only puts it in a queue, if anybody listens.
         telling.settled(self.run, self.intent, receipt, before, self._context)
+        self.done.set()
         for above in list(self._above):
             above._news()
 
