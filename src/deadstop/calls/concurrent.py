@@ -9,8 +9,8 @@ each read put into a scope.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable
+from types import TracebackType
 from typing import Any, Callable, Optional
 
 import anyio
@@ -26,31 +26,46 @@ from deadstop.core.model import Interrupted, Phase
 __all__ = ["close_pools", "hook_client", "interruptible", "reset_client"]
 
 
-@contextmanager
-def interruptible(call: Call) -> Iterator[anyio.CancelScope]:
+class interruptible:
     """What runs inside is cancelled with the call, wherever it waits; then `Interruption` is raised here.
 
-    A native cancellation passes through untouched.
+    A native cancellation passes through untouched. By hand, not with `contextmanager`: every call passes here.
     """
-    loop = Loop.current()
-    outer = call.scope_waker
-    with anyio.CancelScope() as scope:
 
-        def wake() -> None:
-            if call.interrupted is Interrupted.NOTHING:
-                call.interrupted = Interrupted.TASK
-            if not loop.call(scope.cancel):
-                call.leave()  # the loop was closed under the call: its task will never go on
+    __slots__ = ("_call", "_loop", "_outer", "_scope")
 
-        call.scope_waker = wake
-        try:
-            if call.must_stop():
-                raise Interruption(call)
-            yield scope
-        finally:
-            call.scope_waker = outer
-    if scope.cancel_called:
-        raise Interruption(call)
+    def __init__(self, call: Call) -> None:
+        self._call = call
+        self._loop = Loop.current()
+        self._scope = anyio.CancelScope()
+        self._outer: Optional[Callable[[], None]] = None
+
+    def __enter__(self) -> None:
+        call = self._call
+        self._scope.__enter__()
+        self._outer, call.scope_waker = call.scope_waker, self._wake
+        if call.must_stop():
+            error = Interruption(call)
+            self.__exit__(Interruption, error, None)
+            raise error
+
+    def _wake(self) -> None:
+        if self._call.interrupted is Interrupted.NOTHING:
+            self._call.interrupted = Interrupted.TASK
+        if not self._loop.call(self._scope.cancel):
+            self._call.leave()  # the loop was closed under the call: its task will never go on
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
+    ) -> bool:
+        self._call.scope_waker, self._outer = self._outer, None
+        if error is not None and not self._scope.__exit__(kind, error, trace):
+            return False
+        if error is None:
+            self._scope.__exit__(None, None, None)
+        if self._scope.cancel_called:
+            raise Interruption(self._call)
+        return error is not None
 
 
 def hook_client(http_client: Any) -> bool:

@@ -115,7 +115,7 @@ class Chase:
         self._changed(self.remote)  # what came to be known before anybody wanted it cancelled
         if not self.machine.ended and not self._stopped:
             self._bounds = [self._clock.at(grace, self.grace_spent), self._clock.at(deadline, self.deadline_passed)]
-            if self.done.is_set() or self._stopped:  # meanwhile
+            if self.settled_at is not None or self._stopped:  # meanwhile; `done` is set too late to be looked at
                 self._stop_timers()
 
     def join(self, intent: Intent) -> None:
