@@ -7,6 +7,10 @@ from typing import Any, Dict  # noqa: UP035 - the SDK looks at it at run time, o
 import openai
 import pytest
 
+from deadstop import CancelPolicy
+from deadstop.testing import FakeOpenAI
+
+QUICK = CancelPolicy(timeout=2.0, attempt_timeout=0.5, recheck=0)
 JSON = Dict[str, object]  # noqa: UP006
 
 CREATES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -39,3 +43,13 @@ def stream(client: Any, kind: str = "response") -> Any:
     path, body = CREATES[kind]
     cls = openai.AsyncStream if isinstance(client, openai.AsyncOpenAI) else openai.Stream
     return lambda: client.post(path, body={**body, "stream": True}, cast_to=JSON, stream=True, stream_cls=cls[JSON])
+
+
+def begin(world: Any, client: Any, name: Any = None, kind: str = "response") -> Any:
+    """Start a run of that kind, in a scope if it is given a name, and leave the scope. The SDK's object."""
+    function, args, kwargs = create(client, kind)
+    return world.run(world.call, client, name, function, *args, **kwargs)
+
+
+def truth(server: FakeOpenAI, index: int = -1) -> Any:
+    return server.runs[index]

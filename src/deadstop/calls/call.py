@@ -20,8 +20,8 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol
 
 from deadstop.calls.completion import Completion
-from deadstop.calls.drain import usage_in
-from deadstop.core.model import Attempt, CallFacts, Interrupted, Phase, ServerWork, Streamed
+from deadstop.calls.facts import facts_of
+from deadstop.core.model import CallFacts, Interrupted, Phase, Streamed
 
 if TYPE_CHECKING:
     from deadstop.calls.drain import Drain, Reader
@@ -79,9 +79,9 @@ class Call:
 
     __slots__ = (
         "__weakref__",
-        "_attempt",
         "_opaque",
         "answer_within",
+        "attempt",
         "body_closed",
         "cancelled",
         "canceller",
@@ -183,7 +183,7 @@ class Call:
         self.usage: Optional[dict[str, Any]] = None  # as far as it was seen elsewhere
         self.url: Any = None  # where the last request went
         self._opaque = False
-        self._attempt: dict[str, Any] = {}
+        self.attempt: dict[str, Any] = {}
 
     # Interrupting
 
@@ -288,14 +288,14 @@ class Call:
 
     def note(self, **facts: Any) -> None:
         """Keep facts about the current attempt: dns, connect, tls, first_byte (seconds), request_id, error."""
-        self._attempt.update(facts)
+        self.attempt.update(facts)
 
     def begin_exchange(self, *, opaque: bool) -> None:
         """A request is about to enter the transport. Raises `Interruption` when it must not (I13)."""
         self.check()
         self._opaque = opaque
         self.thread = threading.get_ident()
-        self._attempt = {"number": self._attempt.get("number", 0) + 1, "started": time.monotonic()}
+        self.attempt = {"number": self.attempt.get("number", 0) + 1, "started": time.monotonic()}
         self.phase = Phase.UNKNOWN if opaque else Phase.WAITING_FOR_POOL
         self.sent = self.sent or opaque  # nobody tells us when an opaque transport sends
         self.completed = False
@@ -323,7 +323,7 @@ class Call:
         """The answer has begun."""
         self.status = status
         self.phase = Phase.READING
-        self._attempt["first_byte"] = time.monotonic() - self._attempt["started"]
+        self.attempt["first_byte"] = time.monotonic() - self.attempt["started"]
 
     def requeued(self, error: BaseException) -> bool:
         """Whether `error` only means that the call was sent over to another pool while it waited for a connection.
@@ -363,57 +363,9 @@ class Call:
             self.left.set()
             self.run.remove(self)
 
-    # What receipts tell
-
-    def server_work(self) -> ServerWork:
-        """What is known of the server's work on this call."""
-        if not self.sent or self.completed:
-            return ServerWork.STOPPED
-        if self.multiplexed and not self.stream_reset:
-            return ServerWork.RUNS_ON
-        return ServerWork.UNKNOWN if self.left.is_set() else ServerWork.RUNS_ON
-
     def facts(self) -> CallFacts:
-        """The call as it stands now."""
-        released = self.left.is_set()
-        attempt = None
-        if self._attempt:
-            given = {"status": self.status, "ended": time.monotonic() if released else None}
-            attempt = Attempt(**{"number": 1, "started": self.started, **given, **self._attempt})
-        how = self.interrupted
-        if how is Interrupted.NOTHING and self.cancelled:
-            how = Interrupted.FENCE if self.sent else Interrupted.NOT_STARTED
-        return CallFacts(
-            id=str(self.id),
-            method=self.method,
-            path=self.path,
-            phase=self.phase_at_cancel or self.phase,
-            interrupted=how,
-            streamed=self.streamed,
-            server_work=self.server_work(),
-            released=released,
-            socket_closed=released and not (self.multiplexed or self._opaque or (self.completed and self.drain)),
-            chunks=self.chunks,
-            characters=self.characters,
-            elapsed=time.monotonic() - self.started,
-            note=self._note(),
-            attempt=attempt,
-            usage=self.usage or usage_in(self.last),
-            host=None if self.url is None else f"{self.url.host}:{self.url.port}" if self.url.port else self.url.host,
-        )
-
-    def _note(self) -> Optional[str]:
-        if self.multiplexed:
-            told = "its stream was reset" if self.stream_reset or not self.sent else "the server was not told"
-            return f"HTTP/2: the connection carries other calls and was left open; the call was taken off it ({told})."
-        if self.drain is not None:
-            how = "to its end" if self.completed else "until its time was over or its caller closed it"
-            return f"The stream was read on, unseen, for its usage: {how}."
-        if self._opaque:
-            return "The HTTP transport can't be interrupted from outside; the call was fenced."
-        if self.cancelled and self.sent and self.streamed in (Streamed.PLAIN, Streamed.REFUSED):
-            return "The answer was not streamed: most servers notice such a disconnect only when they are done."
-        return None
+        """The call as it stands now, for receipts."""
+        return facts_of(self)
 
     def __repr__(self) -> str:
         flag = ", cancelled" if self.cancelled else ""

@@ -74,7 +74,7 @@ class Errand(Call):
         if answer is None:
             answer = getattr(error, "response", None)
         phase = self.phase_at_cancel or self.ended_in
-        facts = {**self._attempt, "number": number, "ended": time.monotonic()}
+        facts = {**self.attempt, "number": number, "ended": time.monotonic()}
         facts.setdefault("started", self.started)
         if answer is None:
             facts["error"] = _in_words(error, self.cancelled, facts.get("error"))

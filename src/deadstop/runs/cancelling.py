@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from deadstop.calls.call import Call, current_call
 from deadstop.calls.completion import Completion
-from deadstop.core.diagnosis import Facts, diagnose
+from deadstop.core.diagnosis import diagnose
 from deadstop.core.machine import (
     CallFinished,
     CallLeft,
@@ -31,11 +31,12 @@ from deadstop.core.machine import (
     InterruptCall,
     step,
 )
-from deadstop.core.model import CancelReceipt, Delivered, Evidence, Intent, Level, Outcome, RunStatus, ServerWork
+from deadstop.core.model import CancelReceipt, Delivered, Evidence, Intent, Level, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.runs import telling
 from deadstop.runs.chase import Chase
 from deadstop.runs.draining import usage_of
+from deadstop.runs.receipts import evidence_of, remote_facts
 
 if TYPE_CHECKING:
     from deadstop.runs.remote import Remote
@@ -346,8 +347,9 @@ class Cancelling:
             if self._chase is not None and self._chase.outcome is Outcome.UNCONFIRMED:
                 diagnosis = self._chase.diagnosis()
             elif diagnosis is None and blocked:
-                diagnosis = diagnose(_evidence(blocked[0]))
-        chase, remote = self._chase, self.run.remote
+                diagnosis = diagnose(evidence_of(blocked[0]))
+        elif outcome is Outcome.FINISHED_FIRST and self._chase is not None:
+            diagnosis = self._chase.diagnosis()  # sent too late
         every = (*facts, *(fact for child in children for fact in child.calls))
         return CancelReceipt(
             run=self.run.name,
@@ -356,21 +358,13 @@ class Cancelling:
             actor=intent.actor,
             cause=intent.cause,
             level=level or intent.level,
-            attempts=() if chase is None else tuple(chase.cancels),
-            reads=() if chase is None else tuple(chase.reads),
-            kind=None if remote is None else remote.kind.name,
-            status=None if remote is None else remote.word,
-            orphan_suspect=None if remote is None else remote.orphan,
-            revivals=() if remote is None else tuple(remote.revivals),
-            server=None if remote is None else remote.server.name,
-            server_work=ServerWork.UNKNOWN if remote is None else _work_on(remote),
-            note=None if remote is None else remote.server.note or None,
+            **remote_facts(self.run.remote, self._chase),
             elapsed=(self._settled_at or time.monotonic()) - intent.at,
             delivered=Delivered(
                 self.run.chunks + sum(fact.chunks for fact in every),
                 self.run.characters + sum(fact.characters for fact in every),
             ),
-            usage=usage_of(facts, children) if remote is None else None,
+            usage=usage_of(facts, children) if self.run.remote is None else None,
             evidence=evidence,
             diagnosis=diagnosis,
             calls=facts,
@@ -383,44 +377,20 @@ class Cancelling:
         return tuple((intent.reason, intent.actor) for intent in list(self._late))
 
     def _outcome(self, children: tuple[CancelReceipt, ...], level: Optional[Level]) -> tuple[Outcome, Evidence]:
-        remote = [] if self._chase is None else [self._chase.outcome]
-        outcomes = {
-            *(machine.outcome for machine in self._machines.values()),
-            *(child.outcome for child in children),
-            *remote,
-        }
+        outcomes = {machine.outcome for machine in self._machines.values()} | {child.outcome for child in children}
+        if self.run.remote is not None:
+            outcomes.add(None if self._chase is None else self._chase.outcome)
         if Outcome.UNCONFIRMED in outcomes:
             return Outcome.UNCONFIRMED, Evidence.NONE
-        if outcomes & set(_UNANSWERED) or not self._begun or (self.run.remote is not None and not remote):
-            if outcomes <= {Outcome.PARKED}:
+        if outcomes & set(_UNANSWERED) or not self._begun:
+            if outcomes == {Outcome.PARKED}:
                 return Outcome.PARKED, Evidence.NONE
             return (Outcome.SENT if level is Level.SENT else Outcome.ACCEPTED), Evidence.NONE
         if self._chase is not None:
-            machine = self._chase.machine
-            return self._chase.outcome or Outcome.SENT, machine.evidence
+            return self._chase.outcome or Outcome.SENT, self._chase.machine.evidence
         found = [child.evidence for child in children if child.kind is not None]
         evidence = found[0] if found else Evidence.TRANSPORT
         too_late = outcomes == {Outcome.FINISHED_FIRST} and (self.run.anonymous or bool(found))
         if self.finished_before or too_late:
             return Outcome.FINISHED_FIRST, evidence
         return Outcome.CANCELLED, evidence
-
-
-def _work_on(remote: Remote) -> ServerWork:
-    """What is known of the server's work on a run."""
-    if remote.never_ran or remote.status is RunStatus.FINISHED:
-        return ServerWork.STOPPED
-    if remote.status is not RunStatus.CANCELLED:
-        return ServerWork.RUNS_ON if remote.status is RunStatus.ACTIVE else ServerWork.UNKNOWN
-    return ServerWork.STOPPED if remote.server.word is Evidence.ENGINE else remote.server.work
-
-
-def _evidence(call: Call) -> Facts:
-    facts = call.facts()
-    return Facts(
-        attempts=() if facts.attempt is None else (facts.attempt,),
-        phase=call.phase if not facts.released else facts.phase,
-        interruptible=not call.opaque,
-        caller_inside=not facts.released,
-        elapsed=facts.elapsed,
-    )
