@@ -16,12 +16,13 @@ from deadstop.kinds.register import defaults
 __all__ = ["may_drain", "policy_in_force"]
 
 _DRAINS = ("DEADSTOP_DRAIN", "DEADSTOP_CALL_DRAIN", "DEADSTOP_CONFIG")
+_KEYS = frozenset((*_DRAINS, *(name.encode() for name in _DRAINS)))  # as the system keeps them, either way
 
 
 def may_drain() -> bool:
     """Whether the settings may have a `drain` for calls. Asked before a strike, so it is quick."""
-    raw = getattr(os.environ, "_data", os.environ)
-    return any(name in raw or name.encode() in raw for name in _DRAINS)
+    raw = getattr(os.environ, "_data", None)
+    return any(name in os.environ for name in _DRAINS) if raw is None else not raw.keys().isdisjoint(_KEYS)
 
 
 def policy_in_force(kind: str = "call", **explicit: Any) -> CancelPolicy:

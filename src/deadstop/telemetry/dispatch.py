@@ -29,6 +29,13 @@ AT_EXIT = 1.0
 """How long (seconds) the end of the process waits for what was not told yet."""
 
 _PROVIDERS = ("OTEL_PYTHON_TRACER_PROVIDER", "OTEL_PYTHON_METER_PROVIDER")
+_SWITCH = ("DEADSTOP_TELEMETRY",)
+
+
+def _is_set(*names: str) -> bool:
+    """Whether the environment has one of these. Each cancel asks, and decoding a variable takes microseconds."""
+    raw = getattr(os.environ, "_data", None) or dict(os.environ)
+    return any(name in raw or name.encode() in raw for name in names)
 
 
 class _Added:
@@ -80,7 +87,9 @@ def turn_off() -> Callable[[], None]:
 
 
 def _is_off() -> bool:
-    return bool(_offs) or os.environ.get("DEADSTOP_TELEMETRY", "").strip().lower() in ("off", "0", "false", "no")
+    if _offs or not _is_set(*_SWITCH):
+        return bool(_offs)
+    return os.environ.get(_SWITCH[0], "").strip().lower() in ("off", "0", "false", "no")
 
 
 def _has_opentelemetry() -> bool:
@@ -88,7 +97,7 @@ def _has_opentelemetry() -> bool:
     # import would be the most expensive part of a cancel.
     if _automatic.get("otel", True) is None:  # it was tried, and can't be had
         return False
-    return "opentelemetry" in sys.modules or any(name in os.environ for name in _PROVIDERS)
+    return "opentelemetry" in sys.modules or _is_set(*_PROVIDERS)
 
 
 def wanted() -> bool:
