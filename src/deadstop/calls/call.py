@@ -77,6 +77,8 @@ class Call:
     `cancelled` is a plain attribute because it is read once per event. It only ever goes from False to True.
     """
 
+    resolves_first = False  # a task's connect looks names up by itself, and does not say how long that took
+
     __slots__ = (
         "__weakref__",
         "_opaque",

@@ -6,13 +6,14 @@ whatever task holds it, and its socket is shut down, as a thread's.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable
 from typing import Any, Optional
 
 import anyio
 
-from deadstop.calls.call import Interruption, active_call
+from deadstop.calls.call import Call, Interruption, active_call
 from deadstop.calls.shared import Outbox
 from deadstop.calls.sockets import Owned
 from deadstop.core.model import Phase
@@ -109,6 +110,9 @@ class Backend:
         began = time.monotonic()
         if call is not None:
             call.check()
+            if call.resolves_first:
+                await _resolve(call, host, port, timeout)
+                began = time.monotonic()
             call.phase = Phase.CONNECTING
         try:
             inner = await self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
@@ -126,6 +130,15 @@ class Backend:
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
+
+
+async def _resolve(call: Call, host: str, port: int, timeout: Optional[float]) -> None:
+    """Look the name up before the connect does, so that it is seen how long that takes, and whether it hangs."""
+    call.phase = Phase.RESOLVING
+    began = time.monotonic()
+    with anyio.move_on_after(timeout), contextlib.suppress(OSError):  # the connect will say what is wrong
+        await anyio.getaddrinfo(host, port)
+    call.note(dns=time.monotonic() - began)
 
 
 async def _close_connected(error: BaseException) -> None:

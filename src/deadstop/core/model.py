@@ -266,11 +266,11 @@ class CancelReceipt:
     status reads. ``status`` is the provider's own word. ``orphan_suspect`` is there when the answer to a create was
     lost. ``server`` is the make of the server as far as it is known, ``server_work`` what is known of its work on a
     remote run (a call's is in ``calls``), ``note`` a sentence on it. ``revivals`` are statuses read after the run had
-    been read as cancelled: (unix seconds, the word). ``usage``
-    is what the provider reported of all the calls that were under way, or None: unknown, not zero. Most tell it at the
-    end of a stream, which a cancel cuts off, unless the policy has a ``drain``.
-    ``evidence`` is what ``outcome`` rests on. ``diagnosis`` is there when the outcome is ``unconfirmed``. ``reason``,
-    ``actor`` and ``cause`` are the first cancel's; ``later`` holds the (reason, actor) of those that came after it.
+    been read as cancelled: (unix seconds, the word). ``usage`` is what the provider reported of all the calls that
+    were under way, or None: unknown, not zero. Most tell it at the end of a stream, which a cancel cuts off, unless the
+    policy has a ``drain``. ``evidence`` is what ``outcome`` rests on. ``diagnosis`` is there when the outcome is
+    ``unconfirmed``, and when a remote run ``finished_first``. ``reason``, ``actor`` and ``cause`` are the first
+    cancel's; ``later`` holds the (reason, actor) of those that came after it.
     """
 
     run: str

@@ -341,15 +341,13 @@ class Cancelling:
         children = self._receipts(level)
         outcome, evidence = self._outcome(children, level)
         diagnosis = None
-        if outcome is Outcome.UNCONFIRMED:
+        if outcome in (Outcome.UNCONFIRMED, Outcome.FINISHED_FIRST):
             diagnosis = next((child.diagnosis for child in children if child.diagnosis), None)
-            blocked = [call for call in self._calls.values() if not call.left.is_set()] or list(self._calls.values())
-            if self._chase is not None and self._chase.outcome is Outcome.UNCONFIRMED:
+            if self._chase is not None and self._chase.outcome is outcome:
                 diagnosis = self._chase.diagnosis()
-            elif diagnosis is None and blocked:
+            blocked = [call for call in self._calls.values() if not call.left.is_set()] or list(self._calls.values())
+            if diagnosis is None and blocked and outcome is Outcome.UNCONFIRMED:
                 diagnosis = diagnose(evidence_of(blocked[0]))
-        elif outcome is Outcome.FINISHED_FIRST and self._chase is not None:
-            diagnosis = self._chase.diagnosis()  # sent too late
         every = (*facts, *(fact for child in children for fact in child.calls))
         return CancelReceipt(
             run=self.run.name,
