@@ -17,6 +17,7 @@ from deadstop.runs.registry import Registry, checked_name, checked_policy
 from deadstop.runs.run import BaseRun
 from deadstop.runs.waiting import (
     FIRST,
+    SETTLING,
     Terms,
     Wish,
     answer,
@@ -221,6 +222,8 @@ def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
         while not goal.is_set() and not stuck(cancelling):
             left = next_wait(cancelling, asked)
             if not goal.wait(left) and overdue(cancelling, asked):
+                if asked.on_timeout != "detach":
+                    goal.wait(SETTLING)
                 break
     receipt = answer(cancelling, asked)
     if receipt.outcome is Outcome.UNCONFIRMED:

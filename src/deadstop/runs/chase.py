@@ -110,11 +110,13 @@ class Chase:
     def begin(self, intent: Intent) -> None:
         """Somebody wants the run cancelled. `intent.deadline` may be infinite: the policy's timeout bounds it then."""
         deadline = intent.deadline if math.isfinite(intent.deadline) else intent.at + self.policy.timeout
-        grace = min(intent.at + self.policy.grace, deadline)
+        grace = intent.at + self.policy.grace
         self.feed(CancelRequested(at=intent.at, intent=replace(intent, deadline=deadline)))
         self._changed(self.remote)  # what came to be known before anybody wanted it cancelled
         if not self.machine.ended and not self._stopped:
-            self._bounds = [self._clock.at(grace, self.grace_spent), self._clock.at(deadline, self.deadline_passed)]
+            self._bounds = [self._clock.at(deadline, self.deadline_passed)]
+            if grace < deadline:
+                self._bounds.append(self._clock.at(grace, self.grace_spent))
             if self.settled_at is not None or self._stopped:  # meanwhile; `done` is set too late to be looked at
                 self._stop_timers()
 
@@ -142,7 +144,8 @@ class Chase:
         if remote.never_ran:
             self.feed(NeverSent(at=now))
         elif remote.lost:
-            self._connection_lost = True
+            # Unless it is we who have just shut its socket down.
+            self._connection_lost = self._connection_lost or not self.machine.ended
             self.deadline_passed()  # there is no id to come, so there is nothing to wait for
         else:
             if not self.machine.known and remote.ref is not None:

@@ -20,6 +20,7 @@ from deadstop.runs.registry import Registry, checked_name, checked_policy
 from deadstop.runs.run import BaseRun
 from deadstop.runs.waiting import (
     FIRST,
+    SETTLING,
     Terms,
     Wish,
     answer,
@@ -233,6 +234,8 @@ async def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
         while not goal.is_set() and not stuck(cancelling):
             left = next_wait(cancelling, asked)
             if not await goal.wait_async(left) and overdue(cancelling, asked):
+                if asked.on_timeout != "detach":
+                    await goal.wait_async(SETTLING)
                 break
     receipt = answer(cancelling, asked)
     if receipt.outcome is Outcome.UNCONFIRMED:

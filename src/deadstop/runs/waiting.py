@@ -15,6 +15,7 @@ from deadstop.runs.run import BaseRun
 
 __all__ = [
     "FIRST",
+    "SETTLING",
     "Terms",
     "Wish",
     "answer",
@@ -69,6 +70,9 @@ def terms(registry: Registry, run: Optional[BaseRun], asked: Wish, at: float) ->
     level = asked.level or chosen.wait
     return Terms(level, at + seconds, at + min(chosen.grace, seconds), chosen.on_timeout)
 
+
+SETTLING = 0.1
+"""How long (seconds) to wait for the outcome after the deadline: another thread may be at work on it just now."""
 
 FIRST = 0.05
 """How long (seconds) to wait for what was interrupted before anything else is done."""
