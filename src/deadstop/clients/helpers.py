@@ -88,6 +88,14 @@ def _hook_children(resource: Any) -> None:
             _HOOKS[name](each)
 
 
+def _hook_connect(resource: Any) -> None:
+    from deadstop.calls.pool import recast
+    from deadstop.clients.realtime import with_tracked_connections
+
+    if callable(getattr(type(resource), "connect", None)):
+        recast(resource, with_tracked_connections)
+
+
 def _is_lazy(attribute: Any) -> bool:
     return hasattr(attribute, "__get__") and not isinstance(attribute, (property, type(_is_lazy)))
 
@@ -98,12 +106,13 @@ _HOOKS: dict[str, Hook] = {
     "completions": _hook_stream,
     "responses": _hook_stream,
     "messages": _hook_stream,
+    "realtime": _hook_connect,
 }
 
 
 def hook_resources(cls: C) -> C:
     """Class decorator: prepare the resources of a client class."""
-    for name in ("chat", "beta", "responses"):
+    for name in ("chat", "beta", "responses", "realtime"):
         for base in cls.__mro__:
             if name in base.__dict__:
                 original = base.__dict__[name]
@@ -115,7 +124,7 @@ def hook_resources(cls: C) -> C:
 
 def hook_client_resources(client: Any) -> None:
     """Prepare the resources of a client whose class is to be left alone."""
-    for name in ("chat", "beta", "responses", "messages"):
+    for name in ("chat", "beta", "responses", "messages", "realtime"):
         resource = getattr(client, name, None)
         if resource is not None:
             _HOOKS[name](resource)

@@ -55,6 +55,7 @@ class Kind:
       id of another kind is refused; an id without any known prefix is allowed, since servers differ.
     - ``cancel``: the path of the cancel (POST); ``path`` + ``/cancel`` unless given.
     - ``readable``: whether ``path`` can be read. If not, the truth is what the cancel answers.
+    - ``connected``: it lives on a connection that its user holds, and can be reached over that one only.
     - ``headers`` and ``query`` go with every request.
     - ``lists``: a path that lists such runs, to look for one whose id was lost.
     - ``defaults``: its CancelPolicy where it differs, in seconds: ``{"timeout": 30.0}``.
@@ -75,6 +76,7 @@ class Kind:
     prefixes: tuple[str, ...] = ()
     cancel: str = ""
     readable: bool = True
+    connected: bool = False
     headers: Mapping[str, str] = field(default_factory=dict)
     query: Mapping[str, str] = field(default_factory=dict)
     lists: Optional[str] = None

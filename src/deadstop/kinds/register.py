@@ -14,6 +14,7 @@ from deadstop.kinds.batch import BATCH
 from deadstop.kinds.chatkit_session import CHATKIT_SESSION
 from deadstop.kinds.eval_run import EVAL_RUN
 from deadstop.kinds.fine_tuning_job import FINE_TUNING_JOB
+from deadstop.kinds.realtime_response import REALTIME_RESPONSE
 from deadstop.kinds.response import BETA_RESPONSE, RESPONSE
 from deadstop.kinds.thread_run import THREAD_RUN
 from deadstop.kinds.upload import UPLOAD
@@ -25,7 +26,7 @@ _kinds: dict[str, Kind] = {
     each.name: each
     for each in (
         *(RESPONSE, BETA_RESPONSE, THREAD_RUN, BATCH, FINE_TUNING_JOB),
-        *(VECTOR_STORE_FILE_BATCH, EVAL_RUN, UPLOAD, CHATKIT_SESSION),
+        *(VECTOR_STORE_FILE_BATCH, EVAL_RUN, UPLOAD, CHATKIT_SESSION, REALTIME_RESPONSE),
     )
 }
 
@@ -167,6 +168,8 @@ def _heads() -> dict[str, list[_Path]]:
 
 
 def _paths(each: Kind) -> Iterator[_Path]:
+    if each.connected:
+        return
     for create in each.create:
         yield _Path(each, _pattern(create), True)
     for path in {each.path, each.cancel or each.path + "/cancel", each.path + "/submit_tool_outputs"}:

@@ -124,8 +124,9 @@ class Registry:
         run = None if around is None else around.nearest()
         tracker = None
         if passing is not None and passing.creates and channel is not None:
-            run = self._unborn(passing, channel(), run)
-            tracker = cast(Remote, run.remote).tracker
+            run = self._unborn(passing.kind, channel(), run)
+            tracker = Tracker(passing, Birth(self, run))
+            cast(Remote, run.remote).tracker = tracker
         elif passing is not None and self._remotes:
             tracker = Tracker(passing, Watch(self))
         if run is None:
@@ -149,17 +150,25 @@ class Registry:
 
     # Remote runs
 
-    def _unborn(self, passing: Passing, channel: Any, around: Optional[BaseRun]) -> BaseRun:
-        """The run of a remote run that a call is about to start."""
-        run = self._run_class(self, f"{passing.kind.name} {next(_numbers)}", parent=around, policy=None, anonymous=True)
-        run.remote = self._remote(passing.kind, channel)
-        run.remote.tracker = Tracker(passing, Birth(self, run))
+    def unborn(self, kind: Kind, channel: Any) -> BaseRun:
+        """The run of a remote run that is about to be started here, in the innermost open scope if there is one."""
+        around = current_run.get()
+        return self._unborn(kind, channel, None if around is None else around.nearest())
+
+    def _unborn(self, kind: Kind, channel: Any, around: Optional[BaseRun]) -> BaseRun:
+        run = self._run_class(self, f"{kind.name} {next(_numbers)}", parent=around, policy=None, anonymous=True)
+        run.remote = self._remote(kind, channel)
         run.remote.listen(run.remote_changed)
         if around is not None:
             run.streamed_inside = around.streamed_inside
             run.join_parent()
         self._live[run.name] = run
         return run
+
+    def word_of(self, ref: Ref) -> Optional[str]:
+        """The last status that was seen of a remote run."""
+        run = self._remotes.get(ref)
+        return None if run is None or run.remote is None else run.remote.word
 
     def _remote(self, kind: Kind, channel: Any, ref: Optional[Ref] = None) -> Remote:
         remote = Remote(kind, channel, ref)
@@ -178,6 +187,12 @@ class Registry:
         """The run of a remote run that was named by its id, or by an object of the SDK that said `word`."""
         run = self._remotes.get(ref)
         if run is None:
+            if kinds.kind(ref.kind).connected:
+                raise UnknownRunError(
+                    f"{str(ref)!r} lives on a connection that somebody else holds, and can be cancelled over that one "
+                    "only: cancel it by the client that opened it.",
+                    run=str(ref),
+                )
             run = self._run_class(self, str(ref), anonymous=True)
             run.remote = self._remote(kinds.kind(ref.kind), self.channel_to(), ref)
             run.remote.listen(run.remote_changed)
