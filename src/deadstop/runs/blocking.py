@@ -22,6 +22,7 @@ from deadstop.runs.waiting import (
     Wish,
     answer,
     first_wait,
+    intent,
     next_wait,
     overdue,
     stuck,
@@ -204,9 +205,7 @@ class Runs:
 def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
     """Cancel `run` as asked, from this thread."""
     at = time.monotonic()
-    deadline = float("inf") if asked.timeout is None else at + asked.timeout
-    level = asked.level or Level.CONFIRMED
-    struck = run.strike(partial(run.intent, at=at, deadline=deadline, level=level, **facts), asked)
+    struck = run.strike(partial(intent, run, asked, at, facts), asked)
     try:
         first = first_wait(struck, asked)
         if first is not None:

@@ -28,8 +28,20 @@ def arrange(run: BaseRun, calls: Iterable[Call], asked: Any) -> None:
 
     `asked` has the canceller's own `policy` and `timeout`, where it gave any.
     """
-    policy = _policy(run, None if asked is None else asked.policy)
-    if policy is None or not policy.drain:
+    # In one piece, and most of the time the end of it: the sockets wait for this.
+    policy: Optional[CancelPolicy] = None if asked is None else asked.policy
+    around: Optional[BaseRun] = run
+    while policy is None and around is not None:
+        policy, around = around.policy, around.parent
+    policy = policy or run.registry.policy
+    if policy is None:
+        if not may_drain():
+            return
+        try:
+            policy = run.registry.policy_for(run, None)
+        except UsageError:  # said when the canceller waits: the fence comes first
+            return
+    if not policy.drain:
         return
     timeout = policy.timeout if asked is None or asked.timeout is None else asked.timeout
     until = time.monotonic() + min(policy.drain, timeout - min(MARGIN, timeout / 4))
@@ -37,20 +49,6 @@ def arrange(run: BaseRun, calls: Iterable[Call], asked: Any) -> None:
         if not call.cancelled and call.can_drain():
             call.drain = Drain(call, until)
             call.drain.watch()
-
-
-def _policy(run: BaseRun, explicit: Optional[CancelPolicy]) -> Optional[CancelPolicy]:
-    around: Optional[BaseRun] = run
-    chosen = explicit
-    while chosen is None and around is not None:
-        chosen, around = around.policy, around.parent
-    chosen = chosen or run.registry.policy
-    if chosen is None and may_drain():
-        try:
-            return run.registry.policy_for(run, None)
-        except UsageError:  # said when the canceller waits: the fence comes first
-            return None
-    return chosen
 
 
 def usage_of(calls: Iterable[CallFacts], children: Iterable[CancelReceipt]) -> Optional[dict[str, Any]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional, Union
 
 from deadstop.calls.call import Call
-from deadstop.core.model import CancelReceipt, Level
+from deadstop.core.model import CancelReceipt, Intent, Level
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import UsageError
 from deadstop.runs.cancelling import Cancelling
@@ -20,6 +20,7 @@ __all__ = [
     "Wish",
     "answer",
     "first_wait",
+    "intent",
     "next_wait",
     "overdue",
     "stuck",
@@ -61,6 +62,12 @@ def wish(wait: Union[Level, str, None], timeout: Optional[float], policy: Option
     if timeout is not None:
         timeout = checked_seconds("timeout", timeout)
     return Wish(level, timeout, None if policy is None else checked_policy(policy))
+
+
+def intent(run: BaseRun, asked: Wish, at: float, facts: dict[str, Any]) -> Intent:
+    """The intent that the wish of the moment `at` comes to. Not before the strike: this is more than all of that."""
+    deadline = float("inf") if asked.timeout is None else at + asked.timeout
+    return run.intent(at=at, deadline=deadline, level=asked.level or Level.CONFIRMED, **facts)
 
 
 def terms(registry: Registry, run: Optional[BaseRun], asked: Wish, at: float) -> Terms:
