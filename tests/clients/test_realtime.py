@@ -46,7 +46,7 @@ def reader(world: Any, client: Any, seen: list[Any], name: str = "talk", respons
                 for _ in range(responses):
                     await connection.response.create()
                 async for event in connection:
-                    seen.append(event)
+                    seen.append(event)  # noqa: PERF401 - seen at once
 
     else:
 
@@ -55,7 +55,7 @@ def reader(world: Any, client: Any, seen: list[Any], name: str = "talk", respons
                 for _ in range(responses):
                     connection.response.create()
                 for event in connection:
-                    seen.append(event)
+                    seen.append(event)  # noqa: PERF402 - seen at once
 
     return world.start(program)
 

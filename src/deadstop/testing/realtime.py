@@ -82,8 +82,8 @@ class FakeRealtime:
         stop = cancelled.get(name) if name else next(reversed(list(cancelled.values())), None)
         if stop is None:
             self.lost_cancels += 1
-            code = "response_cancel_not_active"
-            _say(peer, type="error", error={"type": "invalid_request_error", "code": code, "message": "Nothing active."})
+            told = {"type": "invalid_request_error", "code": "response_cancel_not_active", "message": "Nothing active."}
+            _say(peer, type="error", error=told)
             return
         record = next(each for each in self.records if each.id == name or name is None)
         record.cancels += 1
