@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import anyio
 import pytest
 from remote_runs import CREATES, JSON, QUICK, begin, create, needs_named_events, stream, truth
 from worlds import until
@@ -246,3 +247,33 @@ def test_a_cancel_from_a_signal_handler_or_callback_does_not_block(world: Any, c
     assert not thread.is_alive()
     server.wait_for_runs(lambda runs: runs[0].truth == "cancelled")
     until(lambda: run.receipt is not None and run.receipt.outcome == "cancelled", "the receipt")
+
+
+def test_a_stream_that_nobody_has_read_yet_still_tells_the_id(world: Any, client: Any, server: FakeOpenAI) -> None:
+    """A stream was handed out, and its first event not looked at: it is read on, unseen, for the id of its run."""
+    needs_named_events()
+    held: list[Any] = []
+
+    if world.is_async:
+
+        async def program() -> None:
+            async with client.runs.open("scope"):
+                held.append(await stream(client)())
+                while not woken.is_set():  # noqa: ASYNC110 - it is set from another thread
+                    await anyio.sleep(0.01)
+
+    else:
+
+        def program() -> None:
+            with client.runs.open("scope"):
+                held.append(stream(client)())
+                woken.wait(20)
+
+    woken = threading.Event()
+    world.start(program)
+    until(lambda: bool(held), "the stream")
+    receipt = world.run(client.runs.cancel, "scope")
+    woken.set()
+    assert receipt.outcome == "cancelled"
+    assert receipt.children[0].orphan_suspect is None
+    assert truth(server).truth == "cancelled"

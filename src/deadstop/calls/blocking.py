@@ -13,6 +13,7 @@ from typing import Any, Callable
 
 from deadstop.calls import connect, multiplexed
 from deadstop.calls.call import Call, Interruption, active_call
+from deadstop.calls.drain import in_thread
 from deadstop.calls.network_blocking import Backend
 from deadstop.calls.pool import (
     CALL,
@@ -190,6 +191,7 @@ class _Body:
         self._pools = pools
         self._closed = False
         call.closer = self._close_idle
+        call.hearer = self._hear
 
     def __iter__(self) -> Iterator[bytes]:
         call = self._call
@@ -244,6 +246,16 @@ class _Body:
             return False
         stream = call.socket
         return stream is not None and bool(stream.interrupt(call))
+
+    def _hear(self) -> None:
+        """Read on for the tracker, unseen, if nobody is reading. Never blocks."""
+        if not self._call.gate.locked():
+            in_thread(self._read_on)
+
+    def _read_on(self) -> None:
+        with contextlib.suppress(Interruption, Exception):  # what comes of it is the tracker's to say
+            for _ in self:
+                pass
 
     def _close_idle(self) -> bool:
         """Close, unless a thread is reading: that one is being interrupted, and closes by itself."""

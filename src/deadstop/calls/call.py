@@ -96,6 +96,7 @@ class Call:
         "finished",
         "gate",
         "handed_over",
+        "hearer",
         "home",
         "id",
         "in_task",
@@ -175,6 +176,7 @@ class Call:
         self.waker: Optional[Callable[[], None]] = None  # wakes what blocks without a socket
         self.scope_waker: Optional[Callable[[], None]] = None  # cancels the scope of a task's request
         self.closer: Optional[Callable[[], bool]] = None  # closes an open response while nobody reads it
+        self.hearer: Optional[Callable[[], None]] = None  # reads an open response on, where its answer is needed
         self.in_task = in_task
         self.canceller: Any = None  # the cancellation that got here first
         self.memory = {} if memory is None else memory  # what was learned of servers, for the client's life
@@ -358,7 +360,7 @@ class Call:
             self.phase = Phase.ENDED
             self.reader = None
             self.waker = self.scope_waker = None
-            self.closer = None
+            self.closer = self.hearer = None
             self.socket = None
             if self.tracker is not None:
                 self.tracker.end(self)

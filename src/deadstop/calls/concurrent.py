@@ -9,6 +9,7 @@ each read put into a scope.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable
 from types import TracebackType
 from typing import Any, Callable, Optional
@@ -221,6 +222,7 @@ class _Body:
         self._busy = False
         self._chunks: Any = None
         call.closer = self._close_soon
+        call.hearer = self._hear
 
     # Not an async generator: the SDK drops its stream half-way when it has read [DONE], and event loops grumble
     # about generators that are left so.
@@ -284,6 +286,16 @@ class _Body:
         finally:
             if call.handed_over:
                 call.leave()
+
+    def _hear(self) -> None:
+        """Read on for the tracker, unseen, if nobody is reading. Never blocks."""
+        if not self._busy:
+            self._loop.spawn(self._read_on)
+
+    async def _read_on(self) -> None:
+        with contextlib.suppress(Interruption, Exception):  # what comes of it is the tracker's to say
+            async for _ in self:
+                pass
 
     def _close_soon(self) -> bool:
         if self._busy:

@@ -115,7 +115,10 @@ class Cancelling:
             call.interrupt()
         for call in calls:
             # Who holds the gate is inside, is being interrupted, and closes by itself.
-            if not call.gate.locked() and (call.tracker is None or not call.held):
+            if call.tracker is not None and call.held:
+                if call.hearer is not None:
+                    call.hearer()
+            elif not call.gate.locked():
                 call.close_idle()
 
     def first_pending(self) -> Optional[Call]:
