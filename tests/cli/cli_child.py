@@ -74,9 +74,9 @@ class Child:
         """Send a signal."""
         self.process.send_signal(number)
 
-    def end(self) -> int:
+    def end(self, within: float = BOUND) -> int:
         """Wait for the end; the exit code."""
-        code = self.process.wait(BOUND)
+        code = self.process.wait(within)
         for reader in self._readers:
             reader.join(BOUND)
         return code

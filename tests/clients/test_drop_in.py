@@ -198,7 +198,7 @@ def main():
             pause.wait(0.005)
         client.runs.reset()
         thread.join(20)
-        stream.close()
+        stream.response.close()
         client.close()
         print(got)
 

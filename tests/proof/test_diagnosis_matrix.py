@@ -22,9 +22,9 @@ from deadstop.testing import FakeOpenAI, faults, full_backlog, slow_dns
 
 DOCS = Path(__file__).resolve().parents[2] / "docs" / "diagnosis.md"
 PEM = Path(__file__).resolve().parents[1] / "testing" / "localhost.pem"
-POLICY = CancelPolicy(timeout=0.5, attempt_timeout=0.2, give_up=0, recheck=0, on_timeout="return")
+POLICY = CancelPolicy(timeout=1.2, attempt_timeout=0.4, give_up=0, recheck=0, on_timeout="return")
 WORLDS = ("threads", "asyncio")
-ROUNDS = 2
+ROUNDS = 1
 
 
 class Stage:

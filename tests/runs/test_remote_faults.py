@@ -83,7 +83,7 @@ def test_what_can_not_be_confirmed_says_why(
     began = time.monotonic()
     with pytest.raises(RunCancellationTimeoutError) as caught:
         world.run(client.runs.cancel, "scope", timeout=0.4)
-    assert time.monotonic() - began < 1.5
+    assert time.monotonic() - began < 3.0
     assert caught.value.diagnosis is not None
     assert caught.value.diagnosis.klass == klass
     assert caught.value.receipt.children[0].outcome == "unconfirmed"

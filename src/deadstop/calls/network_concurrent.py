@@ -7,6 +7,7 @@ whatever task holds it, and its socket is shut down, as a thread's.
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import time
 from collections.abc import Iterable
 from typing import Any, Optional
@@ -110,7 +111,7 @@ class Backend:
         began = time.monotonic()
         if call is not None:
             call.check()
-            if call.resolves_first:
+            if call.resolves_first and not _is_address(host):
                 await _resolve(call, host, port, timeout)
                 began = time.monotonic()
             call.phase = Phase.CONNECTING
@@ -130,6 +131,14 @@ class Backend:
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
 
 
 async def _resolve(call: Call, host: str, port: int, timeout: Optional[float]) -> None:
