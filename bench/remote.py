@@ -40,6 +40,17 @@ def _create(client: Any, count: int) -> list[str]:
         return list(threads.map(one, range(count)))
 
 
+def _headers(server: FakeProcess) -> dict[str, str]:
+    """The headers of our cancel requests: the bare client is to send the same requests."""
+    plain = deadstop.OpenAI(api_key="k", base_url=server.base_url)
+    (run,) = _create(plain, 1)
+    plain.runs.cancel(f"response:{run}")
+    plain.close()
+    sent = [each for each in server.records() if each.path.endswith("/cancel")][-1]
+    own = ("host", "content-length", "connection")
+    return {name: value for name, value in sent.headers.items() if name.lower() not in own}
+
+
 def _throughput(count: int, times: int) -> Measure:
     """The same requests, as many at once: by the client that deadstop rides on, in threads, and by `cancel_all()`."""
     # In requests per run the two are equal, so the ratio of times is that of throughputs, turned round.
@@ -49,7 +60,8 @@ def _throughput(count: int, times: int) -> Measure:
     with FakeProcess(rate=1, tokens=10**6) as server, deadstop.OpenAI(api_key="k", base_url=server.base_url) as client:
         httpx = importlib.import_module(type(client._client).__mro__[-2].__module__.partition(".")[0])
         limits = httpx.Limits(max_connections=LIMIT + 4, max_keepalive_connections=LIMIT + 4)
-        with httpx.Client(base_url=server.base_url, limits=limits) as bare, ThreadPoolExecutor(LIMIT) as threads:
+        options = {"base_url": server.base_url, "limits": limits, "headers": _headers(server)}
+        with httpx.Client(**options) as bare, ThreadPoolExecutor(LIMIT) as threads:
             for number in range(times):
                 plain = deadstop.OpenAI(api_key="k", base_url=server.base_url)
                 ids = _create(plain, count)
@@ -83,7 +95,8 @@ def _throughput_async(count: int, times: int) -> Measure:
         async with deadstop.AsyncOpenAI(api_key="k", base_url=server.base_url) as client:
             httpx = importlib.import_module(type(client._client).__mro__[-2].__module__.partition(".")[0])
             limits = httpx.Limits(max_connections=LIMIT + 4, max_keepalive_connections=LIMIT + 4)
-            async with httpx.AsyncClient(base_url=server.base_url, limits=limits) as bare:
+            options = {"base_url": server.base_url, "limits": limits, "headers": _headers(server)}
+            async with httpx.AsyncClient(**options) as bare:
                 for _ in range(times):
                     plain = deadstop.OpenAI(api_key="k", base_url=server.base_url)
                     ids = await asyncio.to_thread(_create, plain, count)
