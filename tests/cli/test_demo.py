@@ -118,7 +118,8 @@ def test_the_demo_holds() -> None:
     output = "\n".join(child.output)
     numbers = re.findall(r"^(?:yes|skipped) +(\d+)\. ", output, re.MULTILINE)
     assert {int(number) for number in numbers} == set(range(1, len(CASES) + 1))
-    remote = re.findall(r"^(?:yes|skipped) (?:sync|async) (?:background response|thread run|batch)", output, re.MULTILINE)
+    kinds = r"^(?:yes|skipped) (?:sync|async) (?:background response|thread run|batch)"
+    remote = re.findall(kinds, output, re.MULTILINE)
     assert len(remote) == len(REMOTE_CASES)
     assert "neighbour-sync" in output
     assert "receipts hold" in child.output[-1]
