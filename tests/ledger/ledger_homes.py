@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
+from ledger_postgres import programs, server
 
 from deadstop.core.model import CancelReceipt, Diagnosis, DiagnosisClass, Evidence, Intent, Outcome
 from deadstop.ledger import connect
@@ -18,14 +19,16 @@ THERE = Process("there:200:1", "there", 200)
 NOW = 1_700_000_000.0
 BASE = "https://api.example.com/v1"
 
-homes = ["memory", "sqlite"]
 
-
-@pytest.fixture(params=homes)
+@pytest.fixture(params=["memory", "sqlite", "postgres"])
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """The URL of an empty ledger."""
     if request.param == "memory":
         return "memory:"
+    if request.param == "postgres":
+        if programs() is None:
+            pytest.skip("no Postgres comes as a package for this platform")
+        return server().schema()
     return f"sqlite:///{tmp_path}/state/ledger.db"
 
 

@@ -88,7 +88,7 @@ def test_a_state_that_can_t_be_is_refused(ledger: Ledger, what: str) -> None:
     before = facts(ledger)
 
     def job(tx: Any) -> None:
-        tx._connection.execute(IMPOSSIBLE[what])
+        tx.connection.execute(IMPOSSIBLE[what])
 
     with pytest.raises(LedgerError, match="refused a state that can't be") as refused:
         ledger.engine.write(job)

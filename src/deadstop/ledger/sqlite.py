@@ -45,17 +45,17 @@ class _Transaction:
     """One connection's queries."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
-        self._connection = connection
+        self.connection = connection
         self._queries = queries("sqlite")
 
     def one(self, query: str, **values: Any) -> Optional[Any]:
-        return self._connection.execute(self._queries[query], values).fetchone()
+        return self.connection.execute(self._queries[query], values).fetchone()
 
     def all(self, query: str, **values: Any) -> list[Any]:
-        return self._connection.execute(self._queries[query], values).fetchall()
+        return self.connection.execute(self._queries[query], values).fetchall()
 
     def do(self, query: str, **values: Any) -> int:
-        return self._connection.execute(self._queries[query], values).rowcount
+        return self.connection.execute(self._queries[query], values).rowcount
 
     def lock(self, run: str) -> None:
         """BEGIN IMMEDIATE has taken the one lock there is."""
