@@ -172,11 +172,10 @@ def test_a_newer_schema_stops_an_older_library(url: str) -> None:
 
 @pytest.mark.parametrize("version", range(len(STEPS) + 1))
 def test_every_earlier_version_comes_up(url: str, version: int) -> None:
-    """From each version to the one after this, with what was recorded, by four that start at once."""
-    first = Book(Postgres(url, steps=STEPS[:version]))
+    """From nothing and from each version to the next one, with what was recorded, by four that start at once."""
     if version:
-        cancel(first, opened=opening(), reason="stop")
-    first.close()
+        with Book(Postgres(url, steps=STEPS[:version])) as first:
+            cancel(first, opened=opening(), reason="stop")
     together, made = threading.Barrier(4), []
 
     def start() -> None:

@@ -18,7 +18,10 @@ SELECT pg_advisory_unlock(1684370002, hashtext(:run)) AS released;
 SELECT pg_advisory_xact_lock(1684370003, 0);
 
 -- name: find_schema
-SELECT to_regclass('deadstop_schema') IS NOT NULL AS versioned, to_regclass('deadstop_runs') IS NOT NULL AS runs;
+-- Not by to_regclass(): a session keeps a cached "no" beyond the lock on which it waited for another's commit.
+SELECT
+    EXISTS (SELECT 1 FROM pg_class WHERE relname = 'deadstop_schema' AND pg_table_is_visible(oid)) AS versioned,
+    EXISTS (SELECT 1 FROM pg_class WHERE relname = 'deadstop_runs' AND pg_table_is_visible(oid)) AS runs;
 
 -- name: make_schema
 CREATE TABLE deadstop_schema (version INTEGER NOT NULL);
