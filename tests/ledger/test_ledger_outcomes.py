@@ -17,6 +17,7 @@ from deadstop.core.model import (
     Evidence,
     Interrupted,
     Level,
+    Orphan,
     Outcome,
     Phase,
     ServerWork,
@@ -49,6 +50,10 @@ RICH = CancelReceipt(
     ),
     children=(CancelReceipt("chat/child", Outcome.FINISHED_FIRST),),
     later=(("again", None),),
+    kind="response",
+    reads=(Attempt(1, NOW, status=200),),
+    orphan_suspect=Orphan("response", "POST", "/responses", NOW, 2, "Look at the list."),
+    revivals=((NOW, "in_progress"),),
     request_id="a",
 )
 
