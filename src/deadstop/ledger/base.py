@@ -165,6 +165,10 @@ class Ledger(ABC):
         """
 
     @abstractmethod
+    def parked(self, *, now: float, limit: int = 1000) -> list[IntentRecord]:
+        """The tombstones that have not expired, oldest first: cancels of runs that nobody has recorded yet."""
+
+    @abstractmethod
     def begin_attempt(self, run: str, epoch: int, target: str = "", *, by: str, now: float) -> int:
         """A request is about to be sent. Returns its number for that target, counted from 1 over all processes."""
 

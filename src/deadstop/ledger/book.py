@@ -149,8 +149,14 @@ class Book(Ledger):
         return self.engine.read(lambda tx: rules.intent(tx, rows.name(run), epoch))
 
     def open_intents(self, *, since: float = 0.0, limit: int = 1000) -> list[IntentRecord]:
+        return self._intents("open_intents", since=float(since), limit=limit)
+
+    def parked(self, *, now: float, limit: int = 1000) -> list[IntentRecord]:
+        return self._intents("parked_intents", now=float(now), limit=limit)
+
+    def _intents(self, query: str, **values: object) -> list[IntentRecord]:
         def job(tx: Transaction) -> list[IntentRecord]:
-            found = tx.all("open_intents", since=float(since), limit=limit)
+            found = tx.all(query, **values)
             return [rows.intent_record(each, tx.all("cancels", run=each["run"], epoch=each["epoch"])) for each in found]
 
         return self.engine.read(job)

@@ -13,14 +13,17 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunCancellationTimeoutError
 from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
+from deadstop.runs.keeping import PATIENCE
 from deadstop.runs.registry import Registry, checked_name, checked_policy
 from deadstop.runs.run import BaseRun
 from deadstop.runs.waiting import (
     FIRST,
+    LOOK,
     SETTLING,
     Terms,
     Wish,
     answer,
+    away_answer,
     first_wait,
     intent,
     next_wait,
@@ -62,6 +65,15 @@ class Run(BaseRun):
 
     def __enter__(self) -> Run:
         self.enter()
+        if self.registry.keeper is not None:
+            looked = self.registry.keeper.look(self)
+            if looked is not None:
+                try:
+                    looked.wait(PATIENCE)
+                except BaseException:
+                    self.leave()
+                    self.end()
+                    raise
         return self
 
     def __exit__(
@@ -154,7 +166,17 @@ class Runs:
         with `on_timeout="return"`), `UnknownRunError`, `UsageError`.
         """
         asked = wish(wait, timeout, policy)
-        return cancel(self._registry.find(target), asked, reason=reason, actor=actor, request_id=request_id)
+        facts = {"reason": reason, "actor": actor, "request_id": request_id}
+        if self._registry.keeper is not None:
+            bounds = terms(self._registry, None, asked)
+            away = self._registry.keeper.away(target, bounds, dict(facts))
+            if isinstance(away, BaseRun):
+                return cancel(away, asked, **facts)
+            if away is not None:
+                receipt = _elsewhere(away, bounds)
+                if receipt is not None:
+                    return receipt
+        return cancel(self._registry.find(target), asked, **facts)
 
     def cancel_all(
         self,
@@ -231,3 +253,16 @@ def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
         if asked.on_timeout in ("raise", "reset"):
             raise RunCancellationTimeoutError(receipt=receipt)
     return receipt
+
+
+def _elsewhere(away: Any, asked: Terms) -> Optional[CancelReceipt]:
+    """The answer to a cancel of a run that other processes may hold; None if nobody does, and it is known here."""
+    away.begin()
+    try:
+        while not away.done.wait(min(LOOK, max(asked.deadline - time.monotonic(), 0.0))):
+            if time.monotonic() >= asked.deadline:
+                break
+            away.look()
+    finally:
+        away.end()
+    return away_answer(away, asked)

@@ -36,6 +36,7 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.runs import telling
 from deadstop.runs.chase import Chase
 from deadstop.runs.draining import usage_of
+from deadstop.runs.keeping import UNKEPT
 from deadstop.runs.receipts import evidence_of, remote_facts
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ class Cancelling:
         if self._once.pop("follow", None) is None:
             return
         self._policy = policy
+        if self.run.registry.keeper is not None:
+            self.run.registry.keeper.cancelled(self)
         for child in self._children:
             child.follow(policy)
         for call in list(self._calls.values()):
@@ -169,7 +172,9 @@ class Cancelling:
 
     def _chase_remote(self, remote: Remote) -> None:
         policy = self.run.registry.policy_for(self.run, self._policy)
-        chase = self._chase = Chase(remote, policy, settled=self._caught, let_go=self._release)
+        keeper = self.run.registry.keeper
+        keeping = UNKEPT if keeper is None else keeper.keeping(self.run)
+        chase = self._chase = Chase(remote, policy, settled=self._caught, let_go=self._release, keeping=keeping)
         # Elsewhere: a signal handler may have come by on top of anything.
         if not remote.channel.spawn(lambda: chase.begin(self.intent)):
             chase.begin(self.intent)
@@ -192,7 +197,8 @@ class Cancelling:
     def goals(self, level: Level) -> list[Completion]:
         """What to wait for, one after the other, until the cancel has come as far as `level`."""
         if level is Level.CONFIRMED:
-            return [self.done]
+            recording = self._recording()
+            return [self.done] if recording is None else [self.done, recording.done]
         mine = [] if self._chase is None else [self._chase.left if level is Level.SENT else self._chase.accepted]
         return mine + [each for child in self._children for each in child.goals(level)]
 
@@ -203,6 +209,8 @@ class Cancelling:
         if intent.request_id is not None and intent.request_id in known:
             return
         self._late.append(intent)
+        if self.run.registry.keeper is not None:
+            self.run.registry.keeper.joined(self.run, intent)
         for number in list(self._machines):
             self._inbox.append((number, CancelRequested(at=time.monotonic(), intent=intent)))
         if self._chase is not None:
@@ -300,12 +308,19 @@ class Cancelling:
         final = self._final
         if final is not None and len(final.later) != len(self._late):
             final = self._final = replace(final, later=self._later())
+        recording = self._recording()
+        note = None if recording is None else recording.note
+        if final is not None and note is not None and note not in (final.note or ""):
+            final = self._final = replace(final, note=f"{final.note} {note}" if final.note else note)
         revivals = () if self.run.remote is None else tuple(self.run.remote.revivals)
         if final is not None and final.revivals != revivals:
             final = self._final = replace(final, revivals=revivals)
         if final is not None and any(child.revivals for child in final.children) is not self._has_revivals():
             final = self._final = replace(final, children=self._receipts(None))
         return final
+
+    def _recording(self) -> Any:
+        return None if self.run.kept is None else self.run.kept.recording
 
     def _has_revivals(self) -> bool:
         return any(child.receipt is not None and child.receipt.revivals for child in self._children)

@@ -16,14 +16,17 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunCancellationTimeoutError
 from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
+from deadstop.runs.keeping import PATIENCE
 from deadstop.runs.registry import Registry, checked_name, checked_policy
 from deadstop.runs.run import BaseRun
 from deadstop.runs.waiting import (
     FIRST,
+    LOOK,
     SETTLING,
     Terms,
     Wish,
     answer,
+    away_answer,
     first_wait,
     intent,
     next_wait,
@@ -68,6 +71,16 @@ class AsyncRun(BaseRun):
 
     async def __aenter__(self) -> AsyncRun:
         self.enter()
+        if self.registry.keeper is not None:
+            self.registry.loop = Loop.current()
+            looked = self.registry.keeper.look(self)
+            if looked is not None:
+                try:
+                    await looked.wait_async(PATIENCE)
+                except BaseException:
+                    self.leave()
+                    self.end()
+                    raise
         return self
 
     async def __aexit__(
@@ -166,7 +179,18 @@ class AsyncRuns:
         passes through; the cancel goes on.
         """
         asked = wish(wait, timeout, policy)
-        return await cancel(self._registry.find(target), asked, reason=reason, actor=actor, request_id=request_id)
+        facts = {"reason": reason, "actor": actor, "request_id": request_id}
+        if self._registry.keeper is not None:
+            self._registry.loop = Loop.current()
+            bounds = terms(self._registry, None, asked)
+            away = self._registry.keeper.away(target, bounds, dict(facts))
+            if isinstance(away, BaseRun):
+                return await cancel(away, asked, **facts)
+            if away is not None:
+                receipt = await _elsewhere(away, bounds)
+                if receipt is not None:
+                    return receipt
+        return await cancel(self._registry.find(target), asked, **facts)
 
     async def cancel_all(
         self,
@@ -243,3 +267,16 @@ async def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
         if asked.on_timeout in ("raise", "reset"):
             raise RunCancellationTimeoutError(receipt=receipt)
     return receipt
+
+
+async def _elsewhere(away: Any, asked: Terms) -> Optional[CancelReceipt]:
+    """The answer to a cancel of a run that other processes may hold; None if nobody does, and it is known here."""
+    away.begin()
+    try:
+        while not await away.done.wait_async(min(LOOK, max(asked.deadline - time.monotonic(), 0.0))):
+            if time.monotonic() >= asked.deadline:
+                break
+            away.look()
+    finally:
+        away.end()
+    return away_answer(away, asked)

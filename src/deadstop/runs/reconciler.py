@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from deadstop.calls import timers
@@ -15,6 +16,7 @@ from deadstop.calls.errand import Result
 from deadstop.core.model import Cause, Evidence, Intent, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.runs.chase import Chase
+from deadstop.runs.keeping import UNKEPT
 
 if TYPE_CHECKING:
     from deadstop.runs.run import BaseRun
@@ -77,7 +79,10 @@ class Reconciler:
     def _chase(self, run: BaseRun, intent: Intent, policy: CancelPolicy) -> None:
         remote: Any = run.remote
         now = time.monotonic()
-        chase = Chase(remote, policy, settled=lambda chase: self._settled(run, chase), let_go=_nothing)
+        keeper = run.registry.keeper
+        keeping = UNKEPT if keeper is None or run.kept is None else keeper.keeping(run)
+        settled = partial(self._settled, run)
+        chase = Chase(remote, policy, settled=settled, let_go=_nothing, keeping=keeping)
         self._chases[id(remote)] = chase
         remote.channel.spawn(lambda: chase.begin(replace(intent, at=now, deadline=float("inf"), request_id=None)))
 

@@ -6,10 +6,11 @@ import contextlib
 import itertools
 import weakref
 from collections.abc import Mapping
-from typing import Any, Callable, Optional, cast
+from typing import TYPE_CHECKING, Any, Callable, Optional, cast
 
 from deadstop.calls.call import Call
 from deadstop.calls.fence import call_of
+from deadstop.calls.loops import Loop
 from deadstop.calls.tracker import Tracker
 from deadstop.core.model import CancelReceipt, Evidence
 from deadstop.core.policy import CancelPolicy
@@ -24,6 +25,9 @@ from deadstop.runs.reconciler import Reconciler
 from deadstop.runs.remote import Remote
 from deadstop.runs.run import BaseRun, current_run
 from deadstop.runs.settings import policy_in_force
+
+if TYPE_CHECKING:
+    from deadstop.runs.keeper import Keeper
 
 __all__ = ["REGISTRIES", "Registry", "stop_new_runs"]
 
@@ -53,7 +57,8 @@ class Registry:
         self.policy: Optional[CancelPolicy] = None
         self.server: Optional[ServerProfile] = None  # where the user has said which it is
         self.streamed_inside = True
-        self._in_task = in_task
+        self.in_task = in_task
+        self.loop: Optional[Loop] = None  # of the tasks that use it, where a ledger is used
         self._live: dict[str, BaseRun] = {}
         self._ended: dict[str, BaseRun] = {}
         self._memory: dict[Any, Any] = {}
@@ -61,6 +66,7 @@ class Registry:
         self.reset: Callable[[], Any] = _nothing_to_reset
         self.channel_to: Callable[[], Any] = _no_channel  # the way to the server, for runs named by their id
         self.reconciler = Reconciler()
+        self.keeper: Optional[Keeper] = None  # where the client uses a ledger
         self.http_clients: weakref.WeakSet[Any] = weakref.WeakSet()
         self._watchers: list[Callable[[BaseRun, CancelReceipt], Any]] = []
         REGISTRIES.add(self)
@@ -77,6 +83,7 @@ class Registry:
         streamed_inside: Optional[bool],
     ) -> BaseRun:
         """A run of that name, ready to be entered. Raises `UsageError`, and then nothing was opened."""
+        named = name is not None
         name = f"run-{next(_numbers)}" if name is None else checked_new_name(name)
         if timeout is not None:
             timeout = checked_seconds("timeout", timeout)
@@ -96,6 +103,8 @@ class Registry:
             policy=policy,
             streamed_inside=streamed_inside,
         )
+        if self.keeper is not None:
+            self.keeper.open(run, named)
         if self._live.setdefault(name, run) is not run:
             raise RunAlreadyOpenError(
                 f"A run named {name!r} is open already. Give each run a name of its own, such as the id of the "
@@ -139,7 +148,7 @@ class Registry:
             path,
             streamed=streamed,
             streamed_inside=run.streamed_inside and not streamed,
-            in_task=self._in_task,
+            in_task=self.in_task,
             memory=self._memory,
             tracker=tracker,
         )
@@ -207,6 +216,8 @@ class Registry:
         run = self._remotes.get(ref)
         if run is not None and run.remote is not None and run.remote.observe(word, evidence, asked_at):
             self.reconciler.revived(run)
+            if self.keeper is not None:
+                self.keeper.revived(run)
 
     # Looking up
 
@@ -289,6 +300,8 @@ class Registry:
         """The run has ended: it is remembered for a while."""
         if self._live.get(run.name) is run:
             del self._live[run.name]
+            if self.keeper is not None:
+                self.keeper.ended(run)
             if not run.anonymous or run.cancelled or run.remote is not None:
                 self._ended.pop(run.name, None)  # so that it goes to the end of the queue
                 self._ended[run.name] = run
@@ -300,6 +313,8 @@ class Registry:
 
     def settled(self, run: BaseRun, receipt: CancelReceipt) -> None:
         """A cancel has an outcome: tell whoever watches."""
+        if self.keeper is not None:
+            self.keeper.settled(run, receipt)
         for watcher in self._watchers:
             watcher(run, receipt)
 

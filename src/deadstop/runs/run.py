@@ -18,6 +18,7 @@ from deadstop.runs.draining import arrange
 from deadstop.runs.remote import Remote
 
 if TYPE_CHECKING:
+    from deadstop.runs.kept import Kept
     from deadstop.runs.registry import Registry
 
 __all__ = ["BaseRun", "current_run"]
@@ -50,6 +51,7 @@ class BaseRun:
         "children",
         "chunks",
         "ended",
+        "kept",
         "metadata",
         "name",
         "opened",
@@ -82,6 +84,7 @@ class BaseRun:
         self.streamed_inside = streamed_inside
         self.anonymous = anonymous
         self.remote: Optional[Remote] = None  # of a run that is one remote run
+        self.kept: Optional[Kept] = None  # what the ledger has of it
         self.opened = time.monotonic()
         self.cancelled = False
         self.ended = False
@@ -272,6 +275,8 @@ class BaseRun:
 
     def remote_changed(self, remote: Remote) -> None:
         """Something was learned of the remote run that this run is."""
+        if self.registry.keeper is not None:
+            self.registry.keeper.changed(self, remote)
         if (remote.over or remote.lost) and not self.calls:
             self.end()
 

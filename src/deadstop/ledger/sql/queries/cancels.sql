@@ -40,6 +40,9 @@ SELECT * FROM deadstop_intents
 WHERE parked_until IS NULL AND (outcome IS NULL OR outcome = 'unconfirmed') AND at >= :since
 ORDER BY at, run, epoch LIMIT :limit;
 
+-- name: parked_intents
+SELECT * FROM deadstop_intents WHERE parked_until > :now ORDER BY at, run, epoch LIMIT :limit;
+
 -- name: begin_attempt
 INSERT INTO deadstop_attempts (run, epoch, target, number, owner, started)
 VALUES (
