@@ -24,7 +24,7 @@ from deadstop.testing import FakeOpenAI
 
 SOURCES = str(Path(deadstop.__file__).resolve().parents[1])
 CHILD = str(Path(__file__).with_name("fleet_child.py"))
-BOUND = 30.0
+BOUND = 15.0
 """How long (seconds) a test waits for a child; reached only when it fails."""
 
 
@@ -60,13 +60,13 @@ class Child:
     """A process of its own. It says things in lines."""
 
     def __init__(self, *arguments: str, **env: str) -> None:
+        self._said = b""
         path = os.pathsep.join(filter(None, [SOURCES, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
             [sys.executable, CHILD, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
+            bufsize=0,
             env={**os.environ, "PYTHONPATH": path, **env},
         )
 
@@ -77,13 +77,18 @@ class Child:
     def line(self) -> str:
         """The next line that it says; empty at its end."""
         output: Any = self.process.stdout
-        assert select.select([output], [], [], BOUND)[0], "the child said nothing"
-        return str(output.readline().rstrip("\n"))
+        while b"\n" not in self._said:
+            assert select.select([output], [], [], BOUND)[0], "the child said nothing"
+            more = os.read(output.fileno(), 4096)
+            if not more:
+                break
+            self._said += more
+        line, _, self._said = self._said.partition(b"\n")
+        return line.decode()
 
     def say(self, word: str) -> None:
         assert self.process.stdin is not None
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
+        self.process.stdin.write(f"{word}\n".encode())
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)

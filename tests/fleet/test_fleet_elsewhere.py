@@ -20,7 +20,13 @@ from deadstop.fleet.post import Post, Sent, directory
 from deadstop.ledger.base import Ledger
 from deadstop.testing import FakeOpenAI
 
-HOLDERS = ["threads", "tasks"]
+threads_alone = pytest.mark.parametrize("world", ["threads"], indirect=True)
+
+
+@pytest.fixture
+def holder(world: Any) -> str:
+    """A child of the same sort."""
+    return "tasks" if world.is_async else "threads"
 
 
 @pytest.fixture
@@ -37,11 +43,10 @@ def held(child: Any, holder: str, url: str, server: FakeOpenAI, *what: str, name
     for _ in what:
         assert one.line() == "ready"
     if "call" in what:
-        server.wait("streaming", tokens=1)
+        server.wait_for(lambda requests: any(each.tokens_generated for each in requests), 20.0)
     return one
 
 
-@pytest.mark.parametrize("holder", HOLDERS)
 def test_a_cancel_reaches_the_process_that_holds_the_run(
     world: Any, client: Any, server: FakeOpenAI, child: Any, url: str, holder: str, ledger: Ledger
 ) -> None:
@@ -59,12 +64,11 @@ def test_a_cancel_reaches_the_process_that_holds_the_run(
     assert ledger.open_intents() == ledger.parked(now=0.0) == []
 
 
-def test_a_signal_that_was_lost_is_made_good(
-    world: Any, client: Any, server: FakeOpenAI, child: Any, url: str
-) -> None:
+@threads_alone
+def test_a_signal_that_was_lost_is_made_good(world: Any, client: Any, server: FakeOpenAI, child: Any, url: str) -> None:
     """Without any signal the holder finds the cancel on record, within about two seconds."""
     other = held(child, "threads", url, server, "call")
-    client.runs._registry.keeper.member.post = None
+    client.runs._registry.keeper.member.signal = lambda message: (set(), False)
     receipt = world.run(client.runs.cancel, "chat-42", reason="stop", wait="sent")
     assert receipt.outcome in ("parked", "sent")
     began = time.monotonic()
@@ -72,13 +76,12 @@ def test_a_signal_that_was_lost_is_made_good(
     assert time.monotonic() - began < 6.0
 
 
-@pytest.mark.parametrize("holder", HOLDERS)
 def test_what_a_dead_holder_left_behind_is_cancelled(
     world: Any, client: Any, server: FakeOpenAI, child: Any, url: str, holder: str, ledger: Ledger
 ) -> None:
     """The holder was killed: its death is noticed at once, and its remote run is cancelled from here."""
     other = held(child, holder, url, server, "remote")
-    until(lambda: ledger.active_remotes(), "the remote run's record")
+    until(ledger.active_remotes, "the remote run's record")
     other.kill()
     receipt = world.run(client.runs.cancel, "chat-42", reason="stop", actor="ann")
     assert (receipt.outcome, receipt.reason, receipt.evidence) == ("cancelled", "stop", "status")
@@ -87,6 +90,7 @@ def test_what_a_dead_holder_left_behind_is_cancelled(
     assert [each.outcome for each in ledger.receipts("chat-42")] == ["cancelled"]
 
 
+@threads_alone
 def test_a_stopped_holder_is_waited_for_within_the_timeout(
     world: Any, client: Any, server: FakeOpenAI, child: Any, url: str
 ) -> None:
@@ -104,6 +108,7 @@ def test_a_stopped_holder_is_waited_for_within_the_timeout(
     until(lambda: server.runs[0].truth == "cancelled", "the cancel of the remote run")
 
 
+@threads_alone
 def test_a_name_that_ended_here_may_be_held_elsewhere(
     world: Any, server: FakeOpenAI, child: Any, url: str, client: Any
 ) -> None:
@@ -119,7 +124,9 @@ def test_a_name_that_ended_here_may_be_held_elsewhere(
         world.close(here)
 
 
-def test_a_run_of_another_client_of_this_process_is_found(world: Any, client: Any, server: FakeOpenAI, url: str) -> None:
+def test_a_run_of_another_client_of_this_process_is_found(
+    world: Any, client: Any, server: FakeOpenAI, url: str
+) -> None:
     """Clients that share a ledger cancel each other's runs by name without a detour."""
     call = world.start(world.create, client, "chat-42")
     until(lambda: any(run.calls for run in client.runs.list()), "a call")
@@ -129,6 +136,7 @@ def test_a_run_of_another_client_of_this_process_is_found(world: Any, client: An
     world.close(other)
 
 
+@threads_alone
 def test_a_cancel_that_waits_for_less_returns_sooner(
     world: Any, client: Any, server: FakeOpenAI, child: Any, url: str
 ) -> None:
@@ -154,7 +162,7 @@ def test_a_child_of_a_fork_is_a_process_of_its_own(server: FakeOpenAI, url: str,
             os.write(writing, str(error.reason).encode())
         finally:
             os._exit(0)
-    server.wait("streaming", tokens=1)
+    server.wait_for(lambda requests: any(each.tokens_generated for each in requests), 20.0)
     receipt = client.runs.cancel("of the child", reason="stop", wait="accepted")
     assert receipt.outcome in ("accepted", "cancelled")
     assert os.read(reading, 100) == b"stop"
@@ -206,4 +214,3 @@ def test_nonsense_does_not_end_the_listening(url: str, server: FakeOpenAI) -> No
     assert heard.wait(20.0)
     sender.close()
     client.close()
-

@@ -71,9 +71,11 @@ class Member:
         self.holders: weakref.WeakSet[Holder] = weakref.WeakSet()
         self.writes, self.reads = Lane(), Lane()
         self.waiting: dict[str, Callable[[Message], None]] = {}  # by the id of a question, whom to tell of answers
+        self._unborn = True
         self._born()
 
     def _born(self) -> None:
+        self._unborn = False
         pid, host = os.getpid(), socket.gethostname()
         self.post: Optional[Post] = None
         if not self.private:
@@ -107,12 +109,16 @@ class Member:
         self, job: Callable[[], T], done: Optional[Callable[[Optional[T], Optional[Exception]], object]] = None
     ) -> None:
         """Have ``job`` run where it may block; ``done(value, error)`` is called there. Never blocks; any thread."""
+        if self._unborn:
+            self._born()
         self.writes.submit(lambda: self._work(job, done))
 
     def read(
         self, job: Callable[[], T], done: Optional[Callable[[Optional[T], Optional[Exception]], object]] = None
     ) -> None:
         """As `write`, without waiting for what is being written."""
+        if self._unborn:
+            self._born()
         self.reads.submit(lambda: self._work(job, done))
 
     @staticmethod
@@ -214,14 +220,15 @@ class Member:
         if self._reading or not self.holders:
             return
         self._reading = True
-        self.read(self._again, self._read_done)
+        self.read(self.read_again, self._read_done)
 
     def _read_done(self, _: object, error: Optional[Exception]) -> None:
         self._reading = False
         if error is not None:
             log.warning("The open cancels can't be read again now: %s", error)
 
-    def _again(self) -> None:
+    def read_again(self) -> None:
+        """Read what is to be cancelled, and tell the holders. Uses the ledger."""
         now = time.time()
         wanted = self.ledger.open_intents(since=now - SINCE)
         parked = self.ledger.parked(now=now) if self.holding() else []
@@ -234,7 +241,7 @@ class Member:
 
     def close(self, timeout: float = PARTING) -> None:
         """Write what is still to be written, for at most ``timeout`` seconds, and leave."""
-        if self._closed:
+        if self._closed or self._unborn:
             return
         self._closed = True
         if self.post is not None:
@@ -246,13 +253,14 @@ class Member:
             self.ledger.close()
 
     def forked(self) -> None:
-        """This is a child now: another process, with a socket and an entry of its own."""
+        """This is a child now: another process. It gets a socket and an entry of its own when it has work for them, and
+        not here, where the ledger's own hooks may not have run yet."""
         if self._closed:
             return
         if self.post is not None:
             self.post.disown()
         self.waiting = {}
-        self._born()
+        self._unborn = True
 
 
 def _exists(pid: int) -> bool:

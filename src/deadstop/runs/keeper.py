@@ -353,7 +353,8 @@ class Keeper:
             kept = run.kept
             state = "cancelling" if run.cancelled else "open"
             name = run.name if kept is None else kept.name
-            found.append([name, kept.epoch if kept else 0, state, round(now - run.opened, 3), len(run.calls)])
+            epoch, named = (0, False) if kept is None else (kept.epoch, kept.named)
+            found.append([name, epoch, state, round(now - run.opened, 3), len(run.calls), named])
         for start in range(0, len(found), 50):
             part = {"do": "runs", "id": message.get("id"), "runs": found[start : start + 50]}
             self.member.answer(message.get("reply"), part)
