@@ -24,6 +24,7 @@ from deadstop.testing import FakeOpenAI
 
 SOURCES = str(Path(deadstop.__file__).resolve().parents[1])
 CHILD = str(Path(__file__).with_name("fleet_child.py"))
+SWEEP = str(Path(__file__).with_name("fleet_sweep_child.py"))
 BOUND = 15.0
 """How long (seconds) a test waits for a child; reached only when it fails."""
 
@@ -59,11 +60,11 @@ def server() -> Iterator[FakeOpenAI]:
 class Child:
     """A process of its own. It says things in lines."""
 
-    def __init__(self, *arguments: str, **env: str) -> None:
+    def __init__(self, *arguments: str, script: str = CHILD, **env: str) -> None:
         self._said = b""
         path = os.pathsep.join(filter(None, [SOURCES, os.environ.get("PYTHONPATH")]))
         self.process = subprocess.Popen(
-            [sys.executable, CHILD, *arguments],
+            [sys.executable, script, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,

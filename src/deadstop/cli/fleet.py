@@ -12,10 +12,11 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Optional
 
-from deadstop.clients.drop_in import OpenAI
 from deadstop.cli.extras import Console, Live, Table, escape
+from deadstop.clients.drop_in import OpenAI
 from deadstop.core.model import CancelReceipt, Outcome
 from deadstop.errors import CancelRefusedError, DeadstopError, UsageError
 from deadstop.fleet.member import Member, member_of
@@ -215,17 +216,21 @@ def _work(keeper: Keeper, stop: threading.Event, once: bool, keep: float) -> Non
     member, swept, idle = keeper.member, 0.0, 0
     while not stop.is_set():
         looked = threading.Event()
-        member.read(member.read_again, lambda _, error: looked.set())
+        member.read(member.read_again, partial(_told, looked))
         looked.wait(STOPPING)
         now = time.time()
         if now >= swept + SWEEP:
             swept = now
-            member.write(lambda: _sweep(member, now - keep, now))
+            member.write(partial(_sweep, member, now - keep, now))
         busy = isinstance(keeper.pick_up, PickUp) and keeper.pick_up.busy
         idle = 0 if busy else idle + 1
         if once and idle > 1:
             return
         stop.wait(0.1 if once else WATCHED)
+
+
+def _told(looked: threading.Event, _: object, error: Optional[Exception]) -> None:
+    looked.set()
 
 
 def _sweep(member: Member, before: float, now: float) -> None:

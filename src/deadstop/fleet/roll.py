@@ -25,14 +25,13 @@ class Held(NamedTuple):
 
 def roll_call(member: Member, timeout: float = 0.5) -> list[Held]:
     """The runs of every other process of this host that answers within ``timeout`` seconds. Uses the ledger."""
-    asked, found, ended = uuid.uuid4().hex, [], set()
-    told: set[str] = set()
+    asked, found = uuid.uuid4().hex, list[Held]()
+    ended, told = set[str](), set[str]()
     done, ready = threading.Event(), threading.Event()
 
     def hear(message: Message) -> None:
         owner = str(message.get("owner"))
-        for each in message.get("runs", ()):
-            found.append(_held(each, owner))
+        found.extend(_held(each, owner) for each in message.get("runs", ()))
         if message.get("end"):
             ended.add(owner)
             if ready.is_set() and told <= ended:

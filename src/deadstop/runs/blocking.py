@@ -168,7 +168,7 @@ class Runs:
         asked = wish(wait, timeout, policy)
         facts = {"reason": reason, "actor": actor, "request_id": request_id}
         if self._registry.keeper is not None:
-            bounds = terms(self._registry, None, asked)
+            bounds = terms(self._registry, None, asked, time.monotonic())
             away = self._registry.keeper.away(target, bounds, dict(facts))
             if isinstance(away, BaseRun):
                 return cancel(away, asked, **facts)

@@ -36,8 +36,7 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.runs import telling
 from deadstop.runs.chase import Chase
 from deadstop.runs.draining import usage_of
-from deadstop.runs.keeping import UNKEPT
-from deadstop.runs.receipts import evidence_of, remote_facts
+from deadstop.runs.receipts import evidence_of, noted, remote_facts
 
 if TYPE_CHECKING:
     from deadstop.runs.remote import Remote
@@ -172,8 +171,7 @@ class Cancelling:
 
     def _chase_remote(self, remote: Remote) -> None:
         policy = self.run.registry.policy_for(self.run, self._policy)
-        keeper = self.run.registry.keeper
-        keeping = UNKEPT if keeper is None else keeper.keeping(self.run)
+        keeping = self.run.registry.keeping(self.run)
         chase = self._chase = Chase(remote, policy, settled=self._caught, let_go=self._release, keeping=keeping)
         # Elsewhere: a signal handler may have come by on top of anything.
         if not remote.channel.spawn(lambda: chase.begin(self.intent)):
@@ -197,8 +195,7 @@ class Cancelling:
     def goals(self, level: Level) -> list[Completion]:
         """What to wait for, one after the other, until the cancel has come as far as `level`."""
         if level is Level.CONFIRMED:
-            recording = self._recording()
-            return [self.done] if recording is None else [self.done, recording.done]
+            return [self.done, *self.run.recorded()]
         mine = [] if self._chase is None else [self._chase.left if level is Level.SENT else self._chase.accepted]
         return mine + [each for child in self._children for each in child.goals(level)]
 
@@ -294,7 +291,7 @@ class Cancelling:
         if before is None or before.outcome is Outcome.UNCONFIRMED:
             self._final = receipt
             self.run.settled(receipt)
-        # First, so that what its caller knows of can be flushed. It only puts it in a queue, if anybody listens.
+        # First, so that what its caller knows of can be flushed. It only puts it in a queue.
         telling.settled(self.run, self.intent, receipt, before, self._context)
         self.done.set()
         for above in list(self._above):
@@ -308,19 +305,13 @@ class Cancelling:
         final = self._final
         if final is not None and len(final.later) != len(self._late):
             final = self._final = replace(final, later=self._later())
-        recording = self._recording()
-        note = None if recording is None else recording.note
-        if final is not None and note is not None and note not in (final.note or ""):
-            final = self._final = replace(final, note=f"{final.note} {note}" if final.note else note)
+        final = self._final = noted(final, self.run.kept)
         revivals = () if self.run.remote is None else tuple(self.run.remote.revivals)
         if final is not None and final.revivals != revivals:
             final = self._final = replace(final, revivals=revivals)
         if final is not None and any(child.revivals for child in final.children) is not self._has_revivals():
             final = self._final = replace(final, children=self._receipts(None))
         return final
-
-    def _recording(self) -> Any:
-        return None if self.run.kept is None else self.run.kept.recording
 
     def _has_revivals(self) -> bool:
         return any(child.receipt is not None and child.receipt.revivals for child in self._children)

@@ -182,7 +182,7 @@ class AsyncRuns:
         facts = {"reason": reason, "actor": actor, "request_id": request_id}
         if self._registry.keeper is not None:
             self._registry.loop = Loop.current()
-            bounds = terms(self._registry, None, asked)
+            bounds = terms(self._registry, None, asked, time.monotonic())
             away = self._registry.keeper.away(target, bounds, dict(facts))
             if isinstance(away, BaseRun):
                 return await cancel(away, asked, **facts)

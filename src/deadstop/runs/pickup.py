@@ -100,12 +100,10 @@ class PickUp:
             self._settle_alone(wanted)
             self._done(key, claim)
             return
-        tried = {each.target for each in self._ledger.attempts(*key)}
-
         def start() -> None:
             try:
                 scope = self._scope(wanted, targets, claim)
-                _Finish(self, scope, wanted.intent, {each for each in targets if each.ref in tried}).begin()
+                _Finish(self, scope, wanted.intent).begin()
             except BaseException:
                 self._done(key, claim)
                 raise
@@ -179,22 +177,20 @@ class _Returned(Claim):
 
 
 class _Finish:
-    """Reads what was tried before, then cancels."""
+    """Reads how the remote runs stand, then cancels: the dead one may have sent its cancel, recorded or not."""
 
-    def __init__(self, pick_up: PickUp, scope: BaseRun, intent: Intent, tried: set[RemoteRun]) -> None:
+    def __init__(self, pick_up: PickUp, scope: BaseRun, intent: Intent) -> None:
         self._keeper = pick_up._keeper
         self._scope = scope
         self._intent = intent
-        self._tried = tried
         self._left = 1
         self._lock = threading.Lock()
 
     def begin(self) -> None:
         registry = self._scope.registry
-        refs = {each.ref for each in self._tried}
         for child in list(self._scope.children.values()):
             remote: Any = child.remote
-            if str(remote.ref) in refs and not remote.over and remote.kind.readable:
+            if not remote.over and remote.kind.readable:
                 with self._lock:
                     self._left += 1
                 timeout = registry.policy_for(child, None).attempt_timeout

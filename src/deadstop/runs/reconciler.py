@@ -16,7 +16,6 @@ from deadstop.calls.errand import Result
 from deadstop.core.model import Cause, Evidence, Intent, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.runs.chase import Chase
-from deadstop.runs.keeping import UNKEPT
 
 if TYPE_CHECKING:
     from deadstop.runs.run import BaseRun
@@ -79,8 +78,7 @@ class Reconciler:
     def _chase(self, run: BaseRun, intent: Intent, policy: CancelPolicy) -> None:
         remote: Any = run.remote
         now = time.monotonic()
-        keeper = run.registry.keeper
-        keeping = UNKEPT if keeper is None or run.kept is None else keeper.keeping(run)
+        keeping = run.registry.keeping(run)
         settled = partial(self._settled, run)
         chase = Chase(remote, policy, settled=settled, let_go=_nothing, keeping=keeping)
         self._chases[id(remote)] = chase

@@ -21,6 +21,7 @@ from deadstop.kinds.register import Passing
 from deadstop.kinds.servers import ServerProfile
 from deadstop.runs.births import Birth, Watch
 from deadstop.runs.cancelling import Cancelling
+from deadstop.runs.keeping import UNKEPT, Keeping
 from deadstop.runs.reconciler import Reconciler
 from deadstop.runs.remote import Remote
 from deadstop.runs.run import BaseRun, current_run
@@ -310,6 +311,10 @@ class Registry:
                         gone = self._ended.pop(next(iter(self._ended)))
                         if gone.remote is not None and gone.remote.ref is not None:
                             self._remotes.pop(gone.remote.ref, None)
+
+    def keeping(self, run: BaseRun) -> Keeping:
+        """How the chase after a remote run is put on record."""
+        return UNKEPT if self.keeper is None else self.keeper.keeping(run)
 
     def settled(self, run: BaseRun, receipt: CancelReceipt) -> None:
         """A cancel has an outcome: tell whoever watches."""

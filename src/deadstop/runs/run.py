@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from deadstop.calls import timers
 from deadstop.calls.call import Call
+from deadstop.calls.completion import Completion
 from deadstop.core.model import CancelReceipt, Cause, Intent, Level
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import DeadstopError, RunCancellationTimeoutError, RunCancelledError, UsageError
@@ -230,6 +231,10 @@ class BaseRun:
                 callback(self)
             except Exception:
                 log.exception("An on_cancel callback of run %r failed; the cancel goes on.", self.name)
+
+    def recorded(self) -> list[Completion]:
+        """What is set once the cancel is on record, where a ledger is used."""
+        return [] if self.kept is None or self.kept.recording is None else [self.kept.recording.done]
 
     def settled(self, receipt: CancelReceipt) -> None:
         """The cancel has an outcome."""
