@@ -1,7 +1,7 @@
 """A process of its own for the tests: ``python fleet_child.py WORLD URL BASE_URL NAME WHAT...``. It answers in lines.
 
 WHAT is ``call`` (a chat completion that does not end) or the kind of a remote run, which it starts and leaves running.
-It holds the scope NAME until its standard input ends.
+``die`` has it end when it is cancelled. It holds the scope NAME until its standard input ends.
 """
 
 from __future__ import annotations
@@ -28,9 +28,13 @@ def told(error: Any) -> None:
 
 def threads(url: str, base_url: str, name: str, what: list[str]) -> None:
     client = deadstop.OpenAI(api_key="k", base_url=base_url, runs_url=url, max_retries=0)
-    with client.runs.open(name) as run:
+    cancellers, orphans = os.environ.get("CANCELLERS"), os.environ.get("ORPHANS", "leave")
+    with client.runs.open(name, cancellers=cancellers and [cancellers], orphans=orphans) as run:
         for each in what:
-            if each == "call":
+            if each == "die":
+                run.on_cancel(lambda _: os._exit(1))
+                say("ready")
+            elif each == "call":
                 threading.Thread(target=sys.stdin.read, daemon=True).start()
                 say("ready")
                 try:

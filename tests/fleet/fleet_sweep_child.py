@@ -1,8 +1,8 @@
 """A process that forks one child for each trial of the crash sweep: ``python fleet_sweep_child.py URL BASE_URL``.
 
 A line ``NAME POINT`` on standard input starts a trial: the child starts a remote run in the scope NAME and cancels it,
-and kills itself at that point: before or after a durable write, a request, its answer. ``settle-before:2`` is the second
-time that it comes by. A trial that lives says which points it came by.
+and kills itself at that point: before or after a durable write, a request, its answer. ``settle-before:2`` is the
+second time that it comes by. A trial that lives says which points it came by.
 """
 
 from __future__ import annotations

@@ -91,6 +91,20 @@ def test_what_a_dead_holder_left_behind_is_cancelled(
 
 
 @threads_alone
+def test_a_holder_that_dies_of_its_cancel_does_not_keep_anybody_waiting(
+    world: Any, client: Any, server: FakeOpenAI, child: Any, url: str, ledger: Ledger
+) -> None:
+    """It took the cancel up and ended before it was on record: that is the outcome, and no cancel stays parked."""
+    held(child, "threads", url, server, "die")
+    began = time.monotonic()
+    receipt = world.run(client.runs.cancel, "chat-42", reason="stop")
+    assert (receipt.outcome, receipt.evidence) == ("cancelled", "transport")
+    assert time.monotonic() - began < 4.0
+    assert [each.outcome for each in ledger.receipts("chat-42")] == ["cancelled"]
+    assert ledger.parked(now=0.0) == []
+
+
+@threads_alone
 def test_a_stopped_holder_is_waited_for_within_the_timeout(
     world: Any, client: Any, server: FakeOpenAI, child: Any, url: str
 ) -> None:

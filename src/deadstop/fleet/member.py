@@ -55,8 +55,8 @@ class Holder(Protocol):
     def holding(self) -> bool:
         """Whether there are runs to be cancelled by name."""
 
-    def heard(self, message: Message) -> Optional[str]:
-        """Another process wants something. ``have`` or ``refused`` if it was for this holder. Must not block."""
+    def heard(self, message: Message) -> bool:
+        """Another process wants something. Whether it was for this holder, which has answered then. Must not block."""
 
     def read_again(self, wanted: list[IntentRecord], parked: list[IntentRecord]) -> None:
         """The open intents, and the tombstones, as they stand. May use the ledger."""
@@ -135,11 +135,11 @@ class Member:
 
     # Other processes.
 
-    def alive(self, process: Process) -> bool:
+    def alive(self, owner: str) -> bool:
         """Whether a process is there. One of this host that is not is put on record as gone. Uses the ledger."""
-        if process.owner == self.process.owner:
+        if owner == self.process.owner:
             return True
-        known = next((each for each in self.ledger.processes() if each.owner == process.owner), None)
+        known = next((each for each in self.ledger.processes() if each.owner == owner), None)
         if known is None:
             return False
         if known.host != self.process.host:
@@ -162,7 +162,7 @@ class Member:
             if each.owner == self.process.owner:
                 continue
             if each.host != self.process.host or each.address is None or self.post is None:
-                others = others or self.alive(each)
+                others = others or self.alive(each.owner)
                 continue
             sent = self.post.send(each.address, message)
             if sent is Sent.DEAD:
@@ -209,8 +209,8 @@ class Member:
             elif message.get("do") in ("cancel", "list"):
                 found = [each.heard(message) for each in list(self.holders)]
                 if message["do"] == "cancel":
-                    answer = next((each for each in found if each is not None), "none")
-                    self.answer(message.get("reply"), {"do": answer, "id": message.get("id")})
+                    if not any(found):
+                        self.answer(message.get("reply"), {"do": "none", "id": message.get("id")})
                 else:
                     self.answer(message.get("reply"), {"do": "runs", "id": message.get("id"), "runs": [], "end": True})
         except Exception:  # a signal of another version must not end the listening

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Optional, Union, cast
@@ -141,6 +141,9 @@ class AsyncRuns:
         metadata: Optional[Mapping[str, Any]] = None,
         policy: Optional[CancelPolicy] = None,
         streamed_inside: Optional[bool] = None,
+        cancellers: Optional[Iterable[str]] = None,
+        orphans: str = "leave",
+        orphan_grace: float = 0.0,
     ) -> AsyncRun:
         """A run scope, to be entered with `async with`. Every call made inside, by any client of ours, belongs to it.
 
@@ -149,10 +152,21 @@ class AsyncRuns:
         is not streamed is *streamed inside*, so that closing its connection really stops the server, and put
         together again; `streamed_inside=False` turns that off.
 
+        `cancellers` are the actors who may cancel it; without it, anybody may. `orphans="cancel"` has its remote runs
+        cancelled should this process die, `orphan_grace` seconds after. With either the run is on record from the
+        start, where the client uses a ledger.
+
         Raises `RunAlreadyOpenError` if a run of that name is open, `UsageError` for anything it can't work with.
         """
         run = self._registry.open(
-            name, timeout=timeout, metadata=metadata, policy=policy, streamed_inside=streamed_inside
+            name,
+            timeout=timeout,
+            metadata=metadata,
+            policy=policy,
+            streamed_inside=streamed_inside,
+            cancellers=cancellers,
+            orphans=orphans,
+            orphan_grace=orphan_grace,
         )
         return cast(AsyncRun, run)
 
@@ -175,8 +189,8 @@ class AsyncRuns:
         runs inside the run's own call the end can't be waited for: the receipt says `accepted`.
 
         Raises `RunCancellationTimeoutError` when it was not confirmed in time (or returns an `unconfirmed` receipt,
-        with `on_timeout="return"`), `UnknownRunError`, `UsageError`. A cancellation of the task that waits here
-        passes through; the cancel goes on.
+        with `on_timeout="return"`), `CancelRefusedError`, `UnknownRunError`, `UsageError`. A cancellation of the task
+        that waits here passes through; the cancel goes on.
         """
         asked = wish(wait, timeout, policy)
         facts = {"reason": reason, "actor": actor, "request_id": request_id}
@@ -240,6 +254,8 @@ class AsyncRuns:
 
 async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
     """Cancel `run` as asked, from this task."""
+    if run.cancellers is not None:
+        run.refuse(facts.get("actor"), facts.get("reason"))
     at, here = time.monotonic(), Loop.current()
     struck = run.strike(partial(intent, run, asked, at, facts), asked)
     try:

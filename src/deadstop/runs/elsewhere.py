@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import time
 import uuid
-from functools import partial
 from typing import TYPE_CHECKING, Any, Optional
 
 from deadstop.calls.completion import Completion
 from deadstop.core.diagnosis import Facts, diagnose
-from deadstop.core.model import CancelReceipt, Intent, Level, Outcome
+from deadstop.core.model import CancelReceipt, Evidence, Intent, Level, Outcome
 from deadstop.errors import CancelRefusedError
-from deadstop.ledger.facts import IntentRecord
+from deadstop.ledger.facts import IntentRecord, Opening
 from deadstop.runs.kept import unix
 from deadstop.runs.waiting import Terms
 
@@ -29,6 +28,8 @@ PARK = 3600.0
 
 ACROSS = 3.5
 """How long (seconds) to wait for processes of other hosts, which read the record on their own, to take up a cancel."""
+
+DIED = "Its process ended, and its connections with it."
 
 
 class Elsewhere:
@@ -52,6 +53,7 @@ class Elsewhere:
         self._others = False
         self._held = False  # somebody has said that it is theirs
         self._signalled = False
+        self._holder: Optional[str] = None
 
     def begin(self) -> None:
         """Put it on record and signal. Never blocks."""
@@ -114,9 +116,15 @@ class Elsewhere:
         intent = self._intent
         epoch = self._record.epoch if self._record is not None else 0
         found = self._member.ledger.intent(intent.run, epoch)
+        silent = self._asking - self._answered
+        if silent:
+            self._answered |= {each for each in silent if not self._member.alive(each)}
+            self._weigh()
         if found is None or intent.request_id not in [each.request_id for each in (found.intent, *found.later)]:
             return
         self._record = found
+        if found.parked_until is not None and self._holder is not None and not self._member.alive(self._holder):
+            self._died()
         if found.open:
             self._keeper.pick_up([found])  # should its holder have died
         if found.parked_until is None and found.outcome is not None:
@@ -124,6 +132,16 @@ class Elsewhere:
             self._receipt = next((each.receipt for each in receipts if each.epoch == found.epoch), None)
             if self._receipt is not None:
                 self.done.set()
+
+    def _died(self) -> None:
+        """Its holder has taken it up and ended, with all that it had under way, before it could put it on record."""
+        ledger, by, now = self._member.ledger, self._member.process, time.time()
+        opened = ledger.open_run(Opening(self._intent.run, by, now))
+        receipt = self._make(Outcome.CANCELLED, evidence=Evidence.TRANSPORT, note=DIED)
+        ledger.settle(receipt, opened.epoch, by=by.owner, now=now)
+        ledger.close_run(self._intent.run, opened.epoch, now=now)
+        self._receipt = receipt
+        self.done.set()
 
     # In the thread that hears signals
 
@@ -137,7 +155,7 @@ class Elsewhere:
             self.error = CancelRefusedError(f"{who} may not cancel run {run!r}.", run=run, actor=self._intent.actor)
             self.done.set()
         if message["do"] == "have":
-            self._held = True
+            self._held, self._holder = True, str(message.get("owner"))
             if self._asked.level is not Level.CONFIRMED:
                 self.done.set()
         self._answered.add(str(message.get("owner")))
@@ -165,18 +183,7 @@ class Elsewhere:
             raise self.error
         if self._receipt is not None:
             return self._receipt
-        intent, record = self._intent, self._record
-        elapsed = time.monotonic() - self._began
-        make = partial(
-            CancelReceipt,
-            intent.run,
-            reason=intent.reason,
-            actor=intent.actor,
-            cause=intent.cause,
-            level=intent.level,
-            elapsed=elapsed,
-            request_id=intent.request_id,
-        )
+        make, record = self._make, self._record
         if not self._held and record is not None and record.parked_until is not None:
             left = record.parked_until - time.time()
             return make(Outcome.PARKED, note=f"Nobody holds it. If it is opened within {left:.0f} s, it is cancelled.")
@@ -185,4 +192,18 @@ class Elsewhere:
         note = (
             "Its holder was told, and has not settled it." if self._held else "It is on record; nobody has taken it up."
         )
-        return make(Outcome.UNCONFIRMED, diagnosis=diagnose(Facts(elapsed=elapsed)), note=note)
+        return make(Outcome.UNCONFIRMED, diagnosis=diagnose(Facts()), note=note)
+
+    def _make(self, outcome: Outcome, **more: Any) -> CancelReceipt:
+        intent = self._intent
+        return CancelReceipt(
+            intent.run,
+            outcome,
+            reason=intent.reason,
+            actor=intent.actor,
+            cause=intent.cause,
+            level=intent.level,
+            elapsed=time.monotonic() - self._began,
+            request_id=intent.request_id,
+            **more,
+        )

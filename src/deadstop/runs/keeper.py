@@ -17,10 +17,10 @@ from deadstop.calls import timers
 from deadstop.calls.completion import Completion
 from deadstop.calls.workers import Workers
 from deadstop.core.model import Attempt, CancelReceipt, Cause, Intent, Level, Outcome
-from deadstop.errors import DeadstopError
+from deadstop.errors import CancelRefusedError, DeadstopError
 from deadstop.fleet.member import Member, Message
 from deadstop.kinds import register as kinds
-from deadstop.ledger.facts import IntentRecord, Opening, RemoteRun
+from deadstop.ledger.facts import IntentRecord, Opening, Orphans, RemoteRun
 from deadstop.runs.elsewhere import Elsewhere
 from deadstop.runs.keeping import PATIENCE, Keeping
 from deadstop.runs.kept import Kept, Recording, monotonic, unix
@@ -87,9 +87,10 @@ class Keeper:
 
     # Runs
 
-    def open(self, run: BaseRun, named: bool) -> None:
+    def open(self, run: BaseRun, named: bool, orphans: str, orphan_grace: float) -> None:
         """A scope is opened; `named`: by a name that the user gave."""
-        run.kept = Kept(run.name, named=named)
+        kept = run.kept = Kept(run.name, named=named)
+        kept.orphans, kept.orphan_grace = Orphans(orphans), orphan_grace
 
     def kept(self, run: BaseRun) -> Kept:
         """What is kept of a run."""
@@ -112,7 +113,7 @@ class Keeper:
             kept.name,
             self.member.process,
             unix(run.opened),
-            cancellers=kept.cancellers,
+            cancellers=None if run.cancellers is None else tuple(sorted(filter(None, run.cancellers))),
             orphans=kept.orphans,
             orphan_grace=kept.orphan_grace,
         )
@@ -123,6 +124,15 @@ class Keeper:
             return None
         looked = Completion()
 
+        opening, ledger = self.opening(run), self.member.ledger
+
+        def take() -> Optional[IntentRecord]:
+            if run.cancellers is None and opening.orphans is Orphans.LEAVE:
+                return ledger.take_tombstone(opening)
+            record = ledger.open_run(opening)  # others have to know who may cancel it, and what becomes of it
+            self.kept(run).epoch = record.epoch
+            return record.intent
+
         def found(record: Optional[IntentRecord], error: Optional[Exception]) -> None:
             if error is not None:
                 log.warning("Whether run %r was cancelled before it was opened is not known: %s", run.name, error)
@@ -131,8 +141,7 @@ class Keeper:
                 self.strike(run, record.intent)
             looked.set()
 
-        opening = self.opening(run)
-        self.member.read(lambda: self.member.ledger.take_tombstone(opening), found)
+        self.member.read(take, found)
         return looked
 
     def changed(self, run: BaseRun, remote: Remote) -> None:
@@ -237,6 +246,8 @@ class Keeper:
                 recording.kept = True
             if run.ended:
                 self._close(run)
+        except CancelRefusedError as error:
+            log.warning("Refused, and on record: %s", error)
         except Exception as error:
             log.warning("The cancel of run %r is not on record: %s", kept.name, error)
             if recording is not None:
@@ -298,15 +309,15 @@ class Keeper:
         run = self.registry._live.get(name)
         return run if run is not None and run.kept is not None and run.kept.named else None
 
-    def heard(self, message: Message) -> Optional[str]:
-        """A signal from another process. What to answer, if it was for us."""
+    def heard(self, message: Message) -> bool:
+        """A signal from another process. Whether it was for us."""
         if message["do"] == "list":
             self._list(message)
-            return None
+            return False
         run = self.held(str(message.get("run")))
         epoch = message.get("epoch", 0)
         if run is None or run.kept is None or (epoch and run.kept.epoch != epoch):
-            return None
+            return False
         left = message.get("left")
         wanted = Intent(
             run.name,
@@ -316,13 +327,16 @@ class Keeper:
             level=Level(message.get("level", Level.CONFIRMED)),
             request_id=message.get("request"),
         )
-        if not self.may(run, wanted):
-            return "refused"
+        answer = "have" if self.may(run, wanted) else "refused"
+        # First, and in no time: what is struck may end the whole process at once.
+        self.member.answer(message.get("reply"), {"do": answer, "id": message.get("id")})
+        if answer == "refused":
+            return True
         kept = run.kept
         kept.replies.append((str(message.get("reply")), str(message.get("id"))))
         self.strike(run, wanted, math.inf if left is None else time.monotonic() + float(left))
         self.member.write(lambda: self._reply(kept))  # should it be settled already
-        return "have"
+        return True
 
     def away(self, target: Any, asked: Terms, facts: dict[str, Any]) -> Union[BaseRun, Elsewhere, None]:
         """Where a cancel goes that is not for this registry: to a run of another client of this process, or elsewhere.
@@ -341,11 +355,14 @@ class Keeper:
 
     def may(self, run: BaseRun, wanted: Intent) -> bool:
         """Whether the actor may cancel the run (I19). If not, that is put on record."""
-        allowed = None if run.kept is None else run.kept.cancellers
-        if allowed is None or wanted.cause is not Cause.USER or wanted.actor in allowed:
+        if run.cancellers is None or wanted.cause is not Cause.USER or wanted.actor in run.cancellers:
             return True
-        self.member.write(partial(self._record, run, replace(wanted, at=time.monotonic()), None))
+        self.refused(run, replace(wanted, at=time.monotonic()))
         return False
+
+    def refused(self, run: BaseRun, wanted: Intent) -> None:
+        """Put on record that somebody tried to cancel a run who may not."""
+        self.member.write(partial(self._record, run, wanted, None))
 
     def _list(self, message: Message) -> None:
         now, found = time.monotonic(), []

@@ -53,14 +53,13 @@ class Recording:
 class Kept:
     """What the ledger has of one run. `named`: other processes may cancel it by its name."""
 
-    __slots__ = ("born", "cancellers", "claim", "epoch", "name", "named", "numbers", "orphan_grace", "orphans",
+    __slots__ = ("born", "claim", "epoch", "name", "named", "numbers", "orphan_grace", "orphans",
                  "over", "recordings", "replies", "settled")  # fmt: skip
 
     def __init__(self, name: str, *, named: bool = False) -> None:
         self.name = name
         self.named = named
         self.epoch = 0  # until it is recorded
-        self.cancellers: Optional[tuple[str, ...]] = None
         self.orphans = Orphans.LEAVE
         self.orphan_grace = 0.0
         self.born = False  # its remote run was given to be recorded

@@ -61,7 +61,7 @@ class PickUp:
         if key in self._working or self._tries.get(key, (0, 0.0))[1] > time.monotonic():
             return
         run = next((each for each in self._ledger.runs(wanted.run, ended=True) if each.epoch == wanted.epoch), None)
-        if run is None or (run.by is not None and self._keeper.member.alive(run.by)):
+        if run is None or (run.by is not None and self._keeper.member.alive(run.by.owner)):
             return  # its holder's to finish
         targets = self._targets(wanted)
         if any(each.base_url != self._base_url for each in targets):
@@ -100,6 +100,7 @@ class PickUp:
             self._settle_alone(wanted)
             self._done(key, claim)
             return
+
         def start() -> None:
             try:
                 scope = self._scope(wanted, targets, claim)
@@ -148,8 +149,7 @@ class PickUp:
     def _orphans(self) -> None:
         now = time.time()
         for each in self._ledger.orphans(silent=0.0, now=now):
-            owner = next((one for one in self._ledger.processes() if one.owner == each.owner), None)
-            if each.base_url != self._base_url or (owner is not None and self._keeper.member.alive(owner)):
+            if each.base_url != self._base_url or self._keeper.member.alive(each.owner):
                 continue
             intent = Intent(each.run, each.epoch, Cause.SHUTDOWN, "its owner died", at=now)
             try:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import weakref
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Callable, Optional, cast
 
 from deadstop.calls.call import Call
 from deadstop.calls.fence import call_of
 from deadstop.calls.loops import Loop
 from deadstop.calls.tracker import Tracker
-from deadstop.core.model import CancelReceipt, Evidence
+from deadstop.core.model import CancelReceipt, Cause, Evidence
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunAlreadyOpenError, UnknownRunError, UsageError
 from deadstop.kinds import register as kinds
@@ -82,6 +82,9 @@ class Registry:
         metadata: Optional[Mapping[str, Any]],
         policy: Optional[CancelPolicy],
         streamed_inside: Optional[bool],
+        cancellers: Optional[Iterable[str]] = None,
+        orphans: str = "leave",
+        orphan_grace: float = 0.0,
     ) -> BaseRun:
         """A run of that name, ready to be entered. Raises `UsageError`, and then nothing was opened."""
         named = name is not None
@@ -94,6 +97,9 @@ class Registry:
             raise UsageError(f"metadata is {metadata!r}: give a mapping, such as {{'user': 'u-7'}}.")
         if streamed_inside is None:
             streamed_inside = self.streamed_inside
+        allowed = None if cancellers is None else checked_actors(cancellers)
+        if orphans not in ("leave", "cancel") or not 0 <= orphan_grace < float("inf"):
+            raise UsageError(f"orphans is {orphans!r} after {orphan_grace!r} s: give 'leave', or 'cancel' and seconds.")
         around = current_run.get()
         run = self._run_class(
             self,
@@ -104,8 +110,9 @@ class Registry:
             policy=policy,
             streamed_inside=streamed_inside,
         )
+        run.cancellers = allowed
         if self.keeper is not None:
-            self.keeper.open(run, named)
+            self.keeper.open(run, named, orphans, orphan_grace)
         if self._live.setdefault(name, run) is not run:
             raise RunAlreadyOpenError(
                 f"A run named {name!r} is open already. Give each run a name of its own, such as the id of the "
@@ -171,6 +178,7 @@ class Registry:
         run.remote.listen(run.remote_changed)
         if around is not None:
             run.streamed_inside = around.streamed_inside
+            run.cancellers = around.cancellers
             run.join_parent()
         self._live[run.name] = run
         return run
@@ -270,7 +278,7 @@ class Registry:
         if call.canceller is not None:
             return call.canceller.run  # type: ignore[no-any-return]
         one = self._run_class(self, f"{run.name}/call-{call.id}", policy=run.policy)
-        one.ended = call.left.is_set()
+        one.ended, one.cancellers = call.left.is_set(), run.cancellers
         if not one.ended:
             one.calls[call.id] = call
         return run.alone.setdefault(call.id, one)
@@ -327,6 +335,9 @@ class Registry:
         """Close every fence and start every abort. Never blocks."""
         live = self.live()
         tops = [run for run in live if run.parent is None or run.parent.ended or run.parent.registry is not self]
+        if facts.get("cause", Cause.USER) is Cause.USER:
+            actor = facts.get("actor")
+            tops = [run for run in tops if run.cancellers is None or actor in run.cancellers]
         return [run.request_cancel(run.intent(**facts)) for run in tops]
 
 
@@ -365,6 +376,14 @@ def checked_name(name: Any) -> str:
     if not name.strip():
         raise UsageError("A run's name can't be empty. Give a name such as 'chat-42'.")
     return name
+
+
+def checked_actors(actors: Any) -> frozenset[Optional[str]]:
+    """Who may cancel a run, or `UsageError`."""
+    found = [actors] if isinstance(actors, str) else list(actors)
+    if not found or not all(isinstance(each, str) and each for each in found):
+        raise UsageError(f"cancellers is {actors!r}: give the names of those who may cancel it, such as ['u-7'].")
+    return frozenset(found)
 
 
 def checked_policy(policy: Any) -> CancelPolicy:

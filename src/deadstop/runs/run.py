@@ -13,7 +13,13 @@ from deadstop.calls.call import Call
 from deadstop.calls.completion import Completion
 from deadstop.core.model import CancelReceipt, Cause, Intent, Level
 from deadstop.core.policy import CancelPolicy
-from deadstop.errors import DeadstopError, RunCancellationTimeoutError, RunCancelledError, UsageError
+from deadstop.errors import (
+    CancelRefusedError,
+    DeadstopError,
+    RunCancellationTimeoutError,
+    RunCancelledError,
+    UsageError,
+)
 from deadstop.runs.cancelling import Asked, Cancelling
 from deadstop.runs.draining import arrange
 from deadstop.runs.remote import Remote
@@ -48,6 +54,7 @@ class BaseRun:
         "anonymous",
         "calls",
         "cancelled",
+        "cancellers",
         "characters",
         "children",
         "chunks",
@@ -85,6 +92,7 @@ class BaseRun:
         self.streamed_inside = streamed_inside
         self.anonymous = anonymous
         self.remote: Optional[Remote] = None  # of a run that is one remote run
+        self.cancellers: Optional[frozenset[Optional[str]]] = None  # who may cancel it; None: anybody
         self.kept: Optional[Kept] = None  # what the ledger has of it
         self.opened = time.monotonic()
         self.cancelled = False
@@ -118,8 +126,11 @@ class BaseRun:
     ) -> None:
         """Cancel and return at once. Never blocks, from any thread, callback or signal handler.
 
-        The fence is closed when it returns; what came of it is in `receipt` later.
+        The fence is closed when it returns; what came of it is in `receipt` later. Raises `CancelRefusedError` if the
+        actor may not cancel it.
         """
+        if self.cancellers is not None and cause is Cause.USER:
+            self.refuse(actor, reason)
         self.request_cancel(self.intent(reason=reason, actor=actor, cause=cause))
 
     def on_cancel(self, callback: Callable[[Any], Any]) -> Callable[[], None]:
@@ -162,6 +173,15 @@ class BaseRun:
             request_id=request_id,
             at=time.monotonic() if at is None else at,
         )
+
+    def refuse(self, actor: Optional[str], reason: Optional[str] = None) -> None:
+        """Raise `CancelRefusedError` if that actor may not cancel the run (I19). The try is put on record."""
+        if self.cancellers is None or actor in self.cancellers:
+            return
+        if self.registry.keeper is not None:
+            self.registry.keeper.refused(self, self.intent(actor=actor, reason=reason))
+        who = actor or "An actor without a name"
+        raise CancelRefusedError(f"{who} may not cancel run {self.name!r}.", run=self.name, actor=actor)
 
     def request_cancel(self, intent: Intent) -> Cancelling:
         """Close the fence of the run and of all below it, and start to abort their calls. Never blocks.
