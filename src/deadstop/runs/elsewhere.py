@@ -61,7 +61,7 @@ class Elsewhere:
         if self._park:
             self._member.write(self._keep, self._kept)
         else:
-            self._member.read(self._signal, self._kept)
+            self._member.read(self._ask, self._kept)
 
     def end(self) -> None:
         """Nobody waits any more."""
@@ -70,11 +70,20 @@ class Elsewhere:
     # In the threads of the ledger
 
     def _keep(self) -> None:
+        self._put_on_record(PARK)
+        self._signal()
+
+    def _ask(self) -> None:
+        """Ask without a record, which would have the next run of that name born cancelled; but other hosts read it."""
+        self._signal()
+        if self._others:
+            self._put_on_record(ACROSS + 1.0)
+
+    def _put_on_record(self, park: float) -> None:
         now = time.time()
         asked = Intent(**{**vars(self._intent), "deadline": unix(self._asked.deadline), "at": unix(self._began)})
-        found = self._member.ledger.record_intent(asked, self._member.process, park_until=now + PARK, now=now)
+        found = self._member.ledger.record_intent(asked, self._member.process, park_until=now + park, now=now)
         self._record = found.intent
-        self._signal()
 
     def _signal(self) -> None:
         intent, record = self._intent, self._record
