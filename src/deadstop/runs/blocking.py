@@ -13,8 +13,9 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunCancellationTimeoutError
 from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
+from deadstop.runs.checks import checked_name, checked_policy
 from deadstop.runs.keeping import PATIENCE
-from deadstop.runs.registry import Registry, checked_name, checked_policy
+from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
 from deadstop.runs.waiting import (
     FIRST,

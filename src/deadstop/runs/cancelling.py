@@ -7,7 +7,6 @@ waits for the turn: who had it looks at the queue again after giving it back.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -46,8 +45,6 @@ __all__ = ["Asked", "Cancelling"]
 
 Asked = Union[Intent, Callable[[], Intent]]
 """An intent, or what makes it: always the same one."""
-
-log = logging.getLogger("deadstop")
 
 _UNANSWERED = (None, Outcome.SENT, Outcome.ACCEPTED, Outcome.PARKED)
 

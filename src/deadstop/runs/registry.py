@@ -21,6 +21,7 @@ from deadstop.kinds.register import Passing
 from deadstop.kinds.servers import ServerProfile
 from deadstop.runs.births import Birth, Watch
 from deadstop.runs.cancelling import Cancelling
+from deadstop.runs.checks import checked_actors, checked_name, checked_new_name, checked_policy, checked_seconds
 from deadstop.runs.keeping import UNKEPT, Keeping
 from deadstop.runs.reconciler import Reconciler
 from deadstop.runs.remote import Remote
@@ -356,47 +357,3 @@ def stop_new_runs(**facts: Any) -> None:
     """From now on every new run of the process is born cancelled, with these facts of an intent. For its end."""
     global _stopping
     _stopping = facts
-
-
-def checked_new_name(name: Any) -> str:
-    """A name for a new run, or `UsageError`: it must not look like the address of a remote run."""
-    checked = checked_name(name)
-    kind = checked.partition(":")[0]
-    if ":" in checked and kind in kinds.kinds():
-        raise UsageError(
-            f"{checked!r} looks like the address of a {kind}. Give the run another name, such as 'chat-42'."
-        )
-    return checked
-
-
-def checked_name(name: Any) -> str:
-    """A run's name, or `UsageError`."""
-    if not isinstance(name, str):
-        raise UsageError(f"A run's name is a string, and this is {name!r}. Give a name such as 'chat-42'.")
-    if not name.strip():
-        raise UsageError("A run's name can't be empty. Give a name such as 'chat-42'.")
-    return name
-
-
-def checked_actors(actors: Any) -> frozenset[Optional[str]]:
-    """Who may cancel a run, or `UsageError`."""
-    found = [actors] if isinstance(actors, str) else list(actors)
-    if not found or not all(isinstance(each, str) and each for each in found):
-        raise UsageError(f"cancellers is {actors!r}: give the names of those who may cancel it, such as ['u-7'].")
-    return frozenset(found)
-
-
-def checked_policy(policy: Any) -> CancelPolicy:
-    """A policy, or `UsageError`."""
-    if not isinstance(policy, CancelPolicy):
-        raise UsageError(f"policy is {policy!r}: give a CancelPolicy, such as CancelPolicy(timeout=5).")
-    return policy
-
-
-def checked_seconds(what: str, seconds: Any) -> float:
-    """A positive, finite number of seconds, or `UsageError`."""
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise UsageError(f"{what} is {seconds!r}: give seconds as a number, such as 60 or 0.5.")
-    if not 0 < seconds < float("inf"):
-        raise UsageError(f"{what} is {seconds!r}: give a finite number of seconds above 0.")
-    return float(seconds)

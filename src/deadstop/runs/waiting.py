@@ -10,7 +10,8 @@ from deadstop.core.model import CancelReceipt, Intent, Level, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunCancellationTimeoutError, UsageError
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.registry import Registry, checked_policy, checked_seconds
+from deadstop.runs.checks import checked_policy, checked_seconds
+from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
 
 __all__ = [
