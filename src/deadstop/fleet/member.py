@@ -87,6 +87,7 @@ class Member:
         self.process = Process(f"{host}:{pid}:{uuid.uuid4().hex[:12]}", host, pid, address)
         self._beaten = 0.0
         self._reading = False
+        self._resting = False
         self._closed = False
         if not self.private:
             self.writes.submit(lambda: self._kept(self._enter))
@@ -179,10 +180,17 @@ class Member:
     def holding(self) -> bool:
         return any(each.holding() for each in list(self.holders))
 
+    def wake(self) -> None:
+        """There is a run to be cancelled by name from now on, so look more often. Never blocks."""
+        if self._resting and self.post is not None:
+            self._resting = False
+            self.post.send(self.post.address, {"do": "wake"})
+
     def _listen(self, post: Optional[Post]) -> None:
         due = 0.0
         while not self._closed and post is self.post:
-            wait = TICK if self.holding() or self.waiting else RESTING
+            self._resting = not (self.holding() or self.waiting)
+            wait = RESTING if self._resting else TICK
             now = time.monotonic()
             if now >= due:
                 due = now + wait

@@ -91,6 +91,7 @@ class Keeper:
         """A scope is opened; `named`: by a name that the user gave."""
         kept = run.kept = Kept(run.name, named=named)
         kept.orphans, kept.orphan_grace = Orphans(orphans), orphan_grace
+        self.member.wake()
 
     def kept(self, run: BaseRun) -> Kept:
         """What is kept of a run."""
