@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Dict  # noqa: UP035 - the SDK looks at it at run time, on Python 3.9 too
 
 import pytest
 from cli_child import SOURCES, command, key_and_url
@@ -21,11 +21,13 @@ from deadstop.fleet import member
 from deadstop.ledger import connect
 from deadstop.testing import FakeOpenAI
 
+JSON = Dict[str, object]  # noqa: UP006
 REMOTE = """
 import sys, time, deadstop
+from typing import Dict
 client = deadstop.OpenAI(api_key="k", base_url=sys.argv[1], runs_url="sqlite:")
 with client.runs.open("chat-42"):
-    client.post("/responses", body={"model": "m", "input": "hi", "background": True}, cast_to=object)
+    client.post("/responses", body={"model": "m", "input": "hi", "background": True}, cast_to=Dict[str, object])
 client.runs._registry.keeper.member.writes.drain(20)
 print("ready", flush=True)
 time.sleep(50)
@@ -134,7 +136,7 @@ def test_a_remote_run_is_cancelled_by_its_address(state: dict[str, str], left: N
     assert server.runs[0].truth == "cancelled"
     with FakeOpenAI(rate=0, tokens=1) as quick:
         client = deadstop.OpenAI(api_key="k", base_url=quick.base_url)
-        client.post("/responses", body={"model": "m", "input": "hi", "background": True}, cast_to=object)
+        client.post("/responses", body={"model": "m", "input": "hi", "background": True}, cast_to=JSON)
         quick.wait_for_runs(lambda runs: runs[0].truth == "completed")
         address = "response:" + quick.runs[0].ids[0]
         with command("cancel", address, **state, **key_and_url(quick.base_url)) as child:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any
+from typing import Any, Dict  # noqa: UP035 - the SDK looks at it at run time, on Python 3.9 too
 
 import openai
 import pytest
@@ -19,11 +19,12 @@ from deadstop.errors import LedgerError, LedgerUnavailable, LedgerUrlError, Usag
 from deadstop.ledger.base import Ledger
 from deadstop.testing import FakeOpenAI
 
+JSON = Dict[str, object]  # noqa: UP006
 BACKGROUND: Any = {"model": "m", "input": "hi", "background": True}
 
 
 def begin(world: Any, client: Any, name: Any) -> Any:
-    return world.run(world.call, client, name, client.post, "/responses", body=BACKGROUND, cast_to=object)
+    return world.run(world.call, client, name, client.post, "/responses", body=BACKGROUND, cast_to=JSON)
 
 
 @pytest.fixture

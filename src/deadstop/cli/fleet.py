@@ -123,7 +123,7 @@ def cancel(
     try:
         if target is not None and kinds.parse(target) is not None and not key:
             raise UsageError(f"To cancel {target}, set OPENAI_API_KEY, and OPENAI_BASE_URL if it is not OpenAI's.")
-        client = OpenAI(api_key=key or "none", runs_url=url_of(url))
+        client = OpenAI(api_key=key or "none", base_url=_base_url(), runs_url=url_of(url))
         keeper: Any = client.runs._registry.keeper
         if not key:
             keeper.pick_up = lambda wanted: None  # the server would refuse it
@@ -166,6 +166,11 @@ def _cancel_one(client: OpenAI, name: str, facts: dict[str, Any]) -> int:
     return UNCONFIRMED if receipt.outcome in (Outcome.UNCONFIRMED, Outcome.PARKED) else CONFIRMED
 
 
+def _base_url() -> Optional[str]:
+    # The first releases of the SDK do not look for it themselves.
+    return os.environ.get("OPENAI_BASE_URL") or None
+
+
 def _user() -> Optional[str]:
     try:
         return getpass.getuser()
@@ -197,7 +202,7 @@ def reconcile(url: Optional[str], *, once: bool, keep: float = KEEP) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    client = OpenAI(runs_url=url_of(url))
+    client = OpenAI(base_url=_base_url(), runs_url=url_of(url))
     keeper: Any = client.runs._registry.keeper
     print(f"Reconciling {keeper.member.ledger.url} at {client.base_url}", flush=True)
     _work(keeper, stop, once, keep)
