@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ledger_postgres import programs
+from ledger_postgres import server as database
 
 import deadstop
 from deadstop.fleet import member
@@ -29,14 +31,17 @@ BOUND = 15.0
 """How long (seconds) a test waits for a child; reached only when it fails."""
 
 
-@pytest.fixture
-def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The URL of an empty ledger, in a state directory of the test's own. A short path: sockets have no long ones."""
+    home = getattr(request, "param", "sqlite")
+    if home == "postgres" and programs() is None:
+        pytest.skip("no Postgres comes as a package for this platform")
     state = tempfile.mkdtemp(prefix="ds-")
     monkeypatch.setenv("XDG_STATE_HOME", state)
     monkeypatch.delenv("DEADSTOP_URL", raising=False)
     try:
-        yield f"sqlite:///{state}/ledger.db"
+        yield database().schema() if home == "postgres" else f"sqlite:///{state}/ledger.db"
     finally:
         for each in list(member._members.values()):
             each.close()

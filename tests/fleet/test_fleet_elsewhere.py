@@ -20,6 +20,7 @@ from deadstop.fleet.post import Post, Sent, directory
 from deadstop.ledger.base import Ledger
 from deadstop.testing import FakeOpenAI
 
+sockets_alone = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 threads_alone = pytest.mark.parametrize("world", ["threads"], indirect=True)
 
 
@@ -189,6 +190,7 @@ def test_a_child_of_a_fork_is_a_process_of_its_own(server: FakeOpenAI, url: str,
 # The socket
 
 
+@sockets_alone
 def test_a_socket_is_this_users_alone(url: str, tmp_path: Path) -> None:
     """Its mode is 0600, that of its directory 0700; a directory that is open to others is refused."""
     where = directory()
@@ -202,6 +204,7 @@ def test_a_socket_is_this_users_alone(url: str, tmp_path: Path) -> None:
     where.chmod(0o700)
 
 
+@sockets_alone
 def test_a_dead_socket_is_noticed_at_once(url: str) -> None:
     """A message to a process that was killed says so, and its socket is taken away."""
     post = Post(directory())
@@ -214,6 +217,7 @@ def test_a_dead_socket_is_noticed_at_once(url: str) -> None:
     post.close()
 
 
+@sockets_alone
 def test_nonsense_does_not_end_the_listening(url: str, server: FakeOpenAI) -> None:
     """What is no message, or one of a version that does not exist yet, is passed over."""
     import deadstop

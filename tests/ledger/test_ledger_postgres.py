@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_homes import NOW, cancel, opening
+from ledger_homes import HERE, NOW, cancel, opening
 from ledger_postgres import programs, server
 
 from deadstop.errors import LedgerSchemaError, LedgerUnavailable, LedgerUrlError
 from deadstop.ledger import connect
 from deadstop.ledger.book import Book
+from deadstop.ledger.leases import LEASE
 from deadstop.ledger.postgres import Postgres
 from deadstop.ledger.queries import Migration, migrations
 
@@ -50,40 +53,19 @@ def raw(url: str) -> Iterator[Any]:
         yield connection
 
 
-def engine(ledger: Any) -> Postgres:
-    assert isinstance(ledger, Book)
-    assert isinstance(ledger.engine, Postgres)
-    return ledger.engine
-
-
 def test_a_cancel_is_announced_with_its_commit(url: str) -> None:
-    """Who listens hears the run's name, once the intent can be read; a name too long for that is an empty word."""
+    """Who listens hears of it once the intent can be read; one too long for that is an empty word."""
     with raw(url) as listener, connect(url) as ledger:
         listener.execute("LISTEN deadstop")
-        cancel(ledger, opened=opening())
+        cancel(ledger, opened=opening(), request_id="r1", deadline=NOW + 5)
         cancel(ledger, "long" * 3000, opened=opening("long" * 3000))
         heard = [each.payload for each in listener.notifies(timeout=10, stop_after=2)]
-    assert heard == ["chat", ""]
-
-
-def test_what_joins_in_is_committed_with_the_intent(url: str) -> None:
-    """A job that is queued in the same transaction is there with the intent, or neither is."""
-
-    def enlist(connection: Any, run: str) -> None:
-        connection.execute("INSERT INTO jobs VALUES (%s)", [run])
-
-    with raw(url) as other, connect(url) as ledger:
-        engine(ledger).enlist = enlist
-        with pytest.raises(LedgerSchemaError):
-            cancel(ledger, opened=opening())
-        assert ledger.intent("chat") is None
-        other.execute("CREATE TABLE jobs (run TEXT)")
-        cancel(ledger, opened=opening())
-        assert other.execute("SELECT run FROM jobs").fetchall() == [("chat",)]
+    assert json.loads(heard[0]) == {"run": "chat", "request_id": "r1", "by": HERE.owner, "left": 5.0}
+    assert heard[1:] == [""]
 
 
 def test_a_claim_is_the_fleet_s(url: str) -> None:
-    """While one process has it no other gets it, but for other runs; its death frees it."""
+    """While one process has it no other gets it, but for other runs; its death frees it in time."""
     first = child("claim", url, "chat")
     assert first.stdout is not None
     assert first.stdout.readline() == "claimed\n"
@@ -93,13 +75,15 @@ def test_a_claim_is_the_fleet_s(url: str) -> None:
         assert other is not None
         first.kill()
         first.communicate(timeout=10)
+        began = time.monotonic()
         mine = until(lambda: ledger.claim("chat"))
+        assert time.monotonic() - began < LEASE + 1.5
         assert mine.held
         assert ledger.claim("chat") is None
 
 
 def until(look: Any) -> Any:
-    """What ``look`` finds at last: the server notices a death when it next reads from that connection."""
+    """What ``look`` finds at last."""
     for _ in range(1000):
         found = look()
         if found:
@@ -108,19 +92,37 @@ def until(look: Any) -> Any:
     raise AssertionError("it did not happen in 10 seconds")
 
 
-def test_a_lost_session_ends_its_claims(url: str) -> None:
-    """The holder can tell, and so does not go on beside its successor."""
-    with connect(url) as ledger, connect(url) as successor, raw(url) as admin:
+def test_a_claim_is_kept_up_and_outlives_its_connections(url: str) -> None:
+    """It is renewed for as long as it is wanted; a restart of the server, which ends every session, ends no claim."""
+    with connect(url) as ledger, connect(url) as other:
         claim = ledger.claim("chat")
         assert claim is not None
-        assert claim.held
-        pid = engine(ledger)._claims._session.info.backend_pid
-        admin.execute("SELECT pg_terminate_backend(%s)", [pid])
-        assert until(lambda: successor.claim("chat")).held
+        server().tell("restart")
+        until_ = time.monotonic() + LEASE + 1.0
+        while time.monotonic() < until_:
+            assert claim.held
+            assert 0.0 < claim.left < LEASE
+            assert other.claim("chat") is None
+            threading.Event().wait(0.1)
+        claim.release()
+        assert not claim.held
+        assert until(lambda: other.claim("chat")).held
+
+
+def test_a_claim_that_can_t_be_renewed_ends_for_its_holder_first(url: str) -> None:
+    """While the server is down the holder stops; when it is up again another one gets it, and never both."""
+    with connect(url, patience=2) as ledger, connect(url) as other:
+        claim = ledger.claim("chat")
+        assert claim is not None
+        server().tell("down")
+        try:
+            until(lambda: not claim.held)
+        finally:
+            server().tell("up")
+        assert until(lambda: other.claim("chat")).held
         assert not claim.held
         claim.release()
-        assert ledger.claim("chat") is None
-        assert ledger.claim("other") is not None
+        assert ledger.claim("chat") is None  # what was lost is not given back for its new holder
 
 
 def test_a_restart_of_the_server_loses_nothing(url: str) -> None:

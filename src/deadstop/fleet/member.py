@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 import weakref
-from typing import Any, Callable, Optional, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, TypeVar, Union
 
 from deadstop.errors import LedgerError
 from deadstop.fleet.lane import Lane
@@ -22,6 +22,9 @@ from deadstop.fleet.post import Post, Sent, directory
 from deadstop.ledger import connect
 from deadstop.ledger.base import Ledger
 from deadstop.ledger.facts import IntentRecord, Process
+
+if TYPE_CHECKING:
+    from deadstop.fleet.wire import Wire
 
 __all__ = ["Holder", "Member", "member_of"]
 
@@ -35,6 +38,9 @@ RESTING = 5.0
 
 SILENT = 20.0
 """How long (seconds) without a sign of life before a process of another host is taken for dead."""
+
+ACROSS = 3.5
+"""How long (seconds) to wait for processes of other hosts, which read the record on their own, to take up a cancel."""
 
 BEAT = 5.0
 """How often (seconds) a process gives a sign of life, where others can't reach its socket."""
@@ -54,6 +60,9 @@ class Holder(Protocol):
 
     def holding(self) -> bool:
         """Whether there are runs to be cancelled by name."""
+
+    def held(self, name: str) -> Any:
+        """The run that other processes mean by that name, if it is held here."""
 
     def heard(self, message: Message) -> bool:
         """Another process wants something. Whether it was for this holder, which has answered then. Must not block."""
@@ -77,23 +86,45 @@ class Member:
     def _born(self) -> None:
         self._unborn = False
         pid, host = os.getpid(), socket.gethostname()
-        self.post: Optional[Post] = None
-        if not self.private:
+        owner = f"{host}:{pid}:{uuid.uuid4().hex[:12]}"
+        self.post: Union[Post, Wire, None] = None
+        self.wire = self._make_wire(owner)  # that is the post, where there is one
+        if self.wire is not None:
+            self.post = self.wire
+        elif not self.private:
             try:
                 self.post = Post(directory())
             except LedgerError as error:
                 log.warning("Cancels by other processes come late here: %s", error)
         address = None if self.post is None else self.post.address
-        self.process = Process(f"{host}:{pid}:{uuid.uuid4().hex[:12]}", host, pid, address)
+        self.process = Process(owner, host, pid, address)
         self._beaten = 0.0
         self._reading = False
         self._resting = False
         self._closed = False
         if not self.private:
             self.writes.submit(lambda: self._kept(self._enter))
-            threading.Thread(target=self._listen, args=(self.post,), name="deadstop signals", daemon=True).start()
+            self._listener = threading.Thread(
+                target=self._listen, args=(self.post,), name="deadstop signals", daemon=True
+            )
+            self._listener.start()
+
+    def _make_wire(self, owner: str) -> Optional[Wire]:
+        if not self.ledger.url.startswith("postgres"):
+            return None
+        from deadstop.fleet.wire import Wire  # needs an extra
+
+        engine: Any = self.ledger
+        return Wire(engine.engine, owner)
+
+    @property
+    def across(self) -> float:
+        """How long (seconds) a cancel waits for processes that say nothing if the run is not theirs."""
+        return ACROSS if self.wire is None else self.wire.across
 
     def _enter(self) -> None:
+        if self.wire is not None:
+            self.wire.listening.wait(PARTING)  # one that is on record and does not listen is taken for dead
         now = time.time()
         self._beaten = now
         self.ledger.enter(self.process, now=now)
@@ -143,9 +174,11 @@ class Member:
         known = next((each for each in self.ledger.processes() if each.owner == owner), None)
         if known is None:
             return False
-        if known.host != self.process.host:
+        if self.wire is not None:
+            dead = bool(self._buried([known]))
+        elif known.host != self.process.host:
             return known.seen_at + SILENT > time.time()
-        if known.address is not None and self.post is not None:
+        elif known.address is not None and self.post is not None:
             dead = self.post.send(known.address, {"do": "ping"}) is Sent.DEAD
         else:
             dead = not _exists(known.pid)
@@ -153,13 +186,26 @@ class Member:
             self.ledger.leave(known.owner, now=time.time())
         return not dead
 
+    def _buried(self, known: list[Process]) -> set[str]:
+        """Those of these processes that are gone, put on record as such."""
+        assert self.wire is not None
+        gone = self.wire.missing(known)
+        for each in gone:
+            self.ledger.leave(each, now=time.time())
+        return gone
+
     def signal(self, message: Message) -> tuple[set[str], bool]:
         """Send a message to every other process. Uses the ledger.
 
-        Returns who of this host has taken it, and whether there are others that can't be reached so.
+        Returns who has taken it, and will answer, and whether there are others, who may say nothing.
         """
-        taken, others = set(), False
-        for each in self.ledger.processes():
+        taken, others, known = set(), False, self.ledger.processes()
+        if self.wire is not None:
+            gone = self._buried(known)
+            self.wire.ask(message)
+            found = {each.owner for each in known if each.owner != self.process.owner} - gone
+            return (set(), bool(found)) if message["do"] == "cancel" else (found, False)
+        for each in known:
             if each.owner == self.process.owner:
                 continue
             if each.host != self.process.host or each.address is None or self.post is None:
@@ -173,7 +219,7 @@ class Member:
         return taken, others
 
     def answer(self, address: Optional[str], message: Message) -> None:
-        """Answer a question, if its asker still listens. Never blocks."""
+        """Answer a question, if its asker still listens. Blocks only where the ledger is a database."""
         if self.post is not None and address:
             self.post.send(address, {**message, "owner": self.process.owner})
 
@@ -184,9 +230,16 @@ class Member:
         """There is a run to be cancelled by name from now on, so look more often. Never blocks."""
         if self._resting and self.post is not None:
             self._resting = False
-            self.post.send(self.post.address, {"do": "wake"})
+            self.post.wake()
 
-    def _listen(self, post: Optional[Post]) -> None:
+    def _listen(self, post: Union[Post, Wire, None]) -> None:
+        try:
+            self._hear(post)
+        finally:
+            if post is not None and post is self.wire:
+                self.wire.end()
+
+    def _hear(self, post: Union[Post, Wire, None]) -> None:
         due = 0.0
         while not self._closed and post is self.post:
             self._resting = not (self.holding() or self.waiting)
@@ -205,7 +258,7 @@ class Member:
             except (OSError, ValueError):  # it was closed
                 return
             if message is not None:
-                due = min(due, time.monotonic() + TICK)
+                due = 0.0 if message.get("do") == "again" else min(due, time.monotonic() + TICK)
                 self._heard(message)
 
     def _heard(self, message: Message) -> None:
@@ -214,15 +267,33 @@ class Member:
                 tell = self.waiting.get(str(message.get("id")))
                 if tell is not None:
                     tell(message)
+            elif message.get("do") == "wanted":
+                self._wanted(message)
             elif message.get("do") in ("cancel", "list"):
                 found = [each.heard(message) for each in list(self.holders)]
                 if message["do"] == "cancel":
-                    if not any(found):
+                    if not any(found) and self.wire is None:
                         self.answer(message.get("reply"), {"do": "none", "id": message.get("id")})
                 else:
                     self.answer(message.get("reply"), {"do": "runs", "id": message.get("id"), "runs": [], "end": True})
+        except LedgerError as error:  # it is found when the record is read again
+            log.warning("A cancel by another process can't be read now: %s", error)
         except Exception:  # a signal of another version must not end the listening
             log.exception("A signal from another process could not be understood.")
+
+    def _wanted(self, hint: Message) -> None:
+        """A cancel was put on record. If the run may be held here, see what the record says, and go by that."""
+        run, request = str(hint.get("run")), hint.get("request_id")
+        if not any(each.held(run) for each in list(self.holders)):
+            return
+        found = self.ledger.intent(run)
+        cancels = () if found is None or found.outcome is not None else (found.intent, *found.later)
+        for each in cancels:
+            if each.request_id == request:
+                parked = found is not None and found.parked_until is not None
+                facts = {"run": run, "epoch": 0 if parked else each.epoch, "cause": each.cause.value}
+                facts.update(reason=each.reason, actor=each.actor, level=each.level.value, request=request)
+                self._heard({**facts, "do": "cancel", "id": request, "left": hint.get("left"), "reply": hint["reply"]})
 
     def _read_again(self) -> None:
         if self._reading or not self.holders:
@@ -252,10 +323,14 @@ class Member:
         if self._closed or self._unborn:
             return
         self._closed = True
-        if self.post is not None:
-            self.post.close()
         if not self.private:
             self.write(lambda: self.ledger.leave(self.process.owner, now=time.time()))
+        if self.wire is not None:
+            self.writes.drain(timeout)  # as long as it listens nobody takes it for dead
+        if self.post is not None:
+            self.post.close()
+        if self.wire is not None:
+            self._listener.join(timeout)
         if self.writes.drain(timeout):
             self.reads.drain(timeout)
             self.ledger.close()

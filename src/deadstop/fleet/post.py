@@ -113,6 +113,10 @@ class Post:
             return None
         return message if isinstance(message, dict) else None
 
+    def wake(self) -> None:
+        """Have ``receive`` return. Never blocks; any thread."""
+        self.send(self.address, {"do": "wake"})
+
     def close(self) -> None:
         """Nobody can be heard any more. Again is fine."""
         self._socket.close()

@@ -18,6 +18,7 @@ Each raises ``LedgerUnavailable`` when its home can't be read or written now.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from types import TracebackType
 from typing import Optional, TypeVar
@@ -45,14 +46,20 @@ C = TypeVar("C", bound="Claim")
 
 class Claim(ABC):
     """The sole right to act on a run's cancel, until ``release()``, the end of the ``with`` block, or the process's
-    death, which frees it at once: no lease, no clock. A stopped process keeps it."""
+    death. SQLite: which frees it at once; a stopped process keeps it. Postgres: it is a lease, renewed all the time, so
+    a process that was killed, stopped or cut off loses it within ``deadstop.ledger.leases.LEASE`` seconds."""
 
     run: str
 
     @property
     @abstractmethod
     def held(self) -> bool:
-        """Whether it still stands. Ask before each request that is sent: a lost database connection ends it."""
+        """Whether it still stands. Ask before each request that is sent. Never blocks."""
+
+    @property
+    def left(self) -> float:
+        """For how many seconds it stands at the least, whatever happens: a request has to be over by then."""
+        return math.inf if self.held else 0.0
 
     @abstractmethod
     def release(self) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional, Protocol, TypeVar
+from typing import Any, Callable, NamedTuple, Optional, Protocol, TypeVar
 
 from deadstop.ledger.base import Claim
 
-__all__ = ["Engine", "Transaction"]
+__all__ = ["Announcement", "Engine", "Transaction"]
 
 T = TypeVar("T")
+
+
+class Announcement(NamedTuple):
+    """A cancel as its listeners are told of it: a hint, the record counts. ``left``: seconds to its deadline, or None
+    (clocks of hosts differ); ``by``: the process that asked."""
+
+    run: str
+    request_id: str
+    by: str
+    left: Optional[float]
 
 
 class Transaction(Protocol):
@@ -26,8 +36,8 @@ class Transaction(Protocol):
     def lock(self, run: str) -> None:
         """Until the end of the transaction, nobody else writes about this run."""
 
-    def announce(self, run: str) -> None:
-        """With the commit, tell whoever listens that this run was cancelled, where the home has a way to."""
+    def announce(self, cancel: Announcement) -> None:
+        """With the commit, tell whoever listens that a run was cancelled, where the home has a way to."""
 
 
 class Engine(Protocol):

@@ -1,13 +1,13 @@
 """The home in Postgres: for processes on several hosts.
 
 Threads borrow connections; each write is one transaction, and an advisory lock makes the writers of one run take
-turns. A claim is an advisory lock of a session of its own, which the server frees when the process, its host or the
-connection dies. The classes of advisory locks, see ``sql/postgres/home.sql``: 1684370001 writers of a run, 1684370002
-claims, 1684370003 migrations.
+turns. The classes of advisory locks, see ``sql/postgres/home.sql``: 1684370001 writers of a run, 1684370003 migrations,
+1684370004 sessions of processes that listen (``deadstop.fleet.wire``). Claims: ``leases.py``.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -21,18 +21,19 @@ from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from deadstop.errors import LedgerError, LedgerSchemaError, LedgerUnavailable, LedgerUrlError
 from deadstop.ledger.base import Claim
-from deadstop.ledger.engine import Transaction
+from deadstop.ledger.engine import Announcement, Transaction
+from deadstop.ledger.leases import Leases
 from deadstop.ledger.need_psycopg import psycopg, psycopg_rows
 from deadstop.ledger.queries import Migration, migrations, queries
 
 __all__ = ["Postgres"]
 
-MOST = 8  # connections of one ledger, besides that of its claims
+MOST = 8  # connections of one ledger, besides that of its signals
 
 T = TypeVar("T")
 Connection = Any  # psycopg.Connection[dict[str, Any]], which the type checker may not have
 
-_abandoned: list[Connection] = []  # of a parent process: a goodbye from the child would end the parent's session
+_abandoned: list[Connection] = []
 _all: weakref.WeakSet[Postgres] = weakref.WeakSet()
 
 
@@ -44,11 +45,10 @@ def _statements() -> dict[str, bytes]:
 
 
 class _Transaction:
-    """One connection's queries. ``connection`` is for what joins in: see ``Postgres.enlist``."""
+    """One connection's queries."""
 
-    def __init__(self, connection: Connection, enlist: Optional[Callable[[Any, str], None]] = None) -> None:
+    def __init__(self, connection: Connection) -> None:
         self.connection = connection
-        self._enlist = enlist
 
     def one(self, query: str, **values: Any) -> Optional[Any]:
         return self.connection.execute(_statements()[query], values).fetchone()
@@ -64,21 +64,16 @@ class _Transaction:
     def lock(self, run: str) -> None:
         self.one("lock_run", run=run)
 
-    def announce(self, run: str) -> None:
-        self.one("announce", run=run)
-        if self._enlist is not None:
-            self._enlist(self.connection, run)
+    def announce(self, cancel: Announcement) -> None:
+        self.one("announce", told=json.dumps(cancel._asdict()))
 
 
 class Postgres:
     """The engine.
 
-    Every cancel that is recorded is announced with ``NOTIFY deadstop, '<run>'`` in its transaction; an empty payload
-    (the name is too long for one) says: read the open intents. ``enlist``, if set, is called as ``enlist(connection,
-    run)`` at the same moment, so that a job queue's row is committed with the intent or not at all.
+    Every cancel that is recorded is announced in its transaction, on the channel ``deadstop``, as JSON of an
+    ``Announcement``; an empty payload (the name is too long for one) says: read the open intents.
     """
-
-    enlist: Optional[Callable[[Any, str], None]] = None
 
     def __init__(self, url: str, *, patience: float = 10.0, steps: Optional[tuple[Migration, ...]] = None) -> None:
         self.url = _without_password(url)
@@ -87,9 +82,8 @@ class Postgres:
         self._settings = self._parse(url)
         self._closed = False
         self._idle: list[Connection] = []
-        self._sessions: list[Connection] = []  # that of the claims, if there is one
         self._fresh()
-        weakref.finalize(self, _close_all, self._idle, self._sessions)
+        weakref.finalize(self, _close_all, self._idle)
         _all.add(self)
         try:
             self._once(self._prepare)
@@ -99,7 +93,7 @@ class Postgres:
 
     def _fresh(self) -> None:
         self._places = threading.BoundedSemaphore(MOST)
-        self._claims = _Claims(self)
+        self._claims = Leases(self)
 
     def _parse(self, url: str) -> dict[str, Any]:
         try:
@@ -109,6 +103,7 @@ class Postgres:
             raise LedgerUrlError(f"Postgres can't read this address: {self.url}.", url=self.url) from error
         wait = max(1, round(self._patience))
         bounds = {"connect_timeout": max(2, wait), "tcp_user_timeout": wait * 1000, "application_name": "deadstop"}
+        bounds.update(keepalives_idle=5, keepalives_interval=2, keepalives_count=3)
         return {**bounds, **settings}  # the user's word counts
 
     # Transactions.
@@ -116,7 +111,7 @@ class Postgres:
     def write(self, job: Callable[[Transaction], T]) -> T:
         def run(connection: Connection) -> T:
             with connection.transaction():
-                return job(_Transaction(connection, self.enlist))
+                return job(_Transaction(connection))
 
         return self._once_more(run)
 
@@ -243,92 +238,52 @@ class Postgres:
     # Claims, forks, the end.
 
     def claim(self, run: str) -> Optional[Claim]:
-        if self._closed:
-            raise LedgerUnavailable(f"The ledger {self.url} was closed.", url=self.url)
-        try:
-            return self._claims.claim(run)
-        except psycopg.Error as error:
-            raise self._failure(error) from error
+        return self._claims.claim(run)
 
     def after_fork(self) -> None:
         """In the child: the sessions, and the claims, are the parent's."""
-        for each in (self._idle, self._sessions):
-            _abandoned.extend(each)
-            each.clear()
+        self.abandon(*self._idle)
+        self._idle.clear()
         self._fresh()
 
+    @staticmethod
+    def abandon(*connections: Connection) -> None:
+        """Keep a parent's connections as they are: a goodbye from the child would end the parent's session."""
+        _abandoned.extend(connections)
+
     def close(self) -> None:
+        if not self._closed:
+            self._claims.close()
         self._closed = True
         self._drop_idle()
-        self._claims.close()
+
+    # Signals: see ``deadstop.fleet.wire``.
+
+    def hint(self, channel: str, told: str) -> None:
+        """Tell whoever listens there now."""
+        self._once_more(lambda connection: _Transaction(connection).one("hint", channel=channel, told=told))
+
+    def session(self, owner: str, channels: list[str]) -> Connection:
+        """A connection of the caller's own, which listens to ``channels``, and by which others know that ``owner`` is
+        there. Raises LedgerUnavailable."""
+        if self._closed:
+            raise LedgerUnavailable(f"The ledger {self.url} was closed.", url=self.url)
+        try:
+            made = self._connect()
+            try:
+                _Transaction(made).one("listen", owner=owner)
+                for each in channels:
+                    made.execute(b'LISTEN "' + each.encode() + b'"')
+            except BaseException:
+                made.close()
+                raise
+        except psycopg.Error as error:
+            raise self._failure(error) from error
+        return made
 
 
 class _Stale(Exception):
     """A connection turned out to be dead before it did anything."""
-
-
-class _Claims:
-    """Claims on one session: the server's lock keeps other processes out, the dict other threads."""
-
-    def __init__(self, engine: Postgres) -> None:
-        self._engine = engine
-        self._guard = threading.Lock()
-        self._session: Connection = None
-        self._held: dict[str, _Claim] = {}
-
-    def claim(self, run: str) -> Optional[Claim]:
-        with self._guard:
-            if not self._alive():
-                self._session, self._held = self._engine._connect(), {}
-                self._engine._sessions[:] = [self._session]
-            if run in self._held:
-                return None
-            won = _Transaction(self._session).one("try_claim", run=run)
-            if won is None or not won["won"]:
-                return None
-            made = self._held[run] = _Claim(self, run)
-            return made
-
-    def holds(self, claim: _Claim) -> bool:
-        with self._guard:
-            return self._held.get(claim.run) is claim and self._alive()
-
-    def _alive(self) -> bool:
-        """Whether the session still stands: asked of the server, since a dead one frees the locks and says nothing."""
-        if self._session is None or self._session.closed:
-            return False
-        with suppress(psycopg.Error):
-            self._session.execute(b"")
-            return True
-        with suppress(psycopg.Error):
-            self._session.close()
-        return False
-
-    def release(self, claim: _Claim) -> None:
-        with self._guard:
-            if self._held.get(claim.run) is claim:
-                del self._held[claim.run]
-                with suppress(psycopg.Error):
-                    _Transaction(self._session).one("release_claim", run=claim.run)
-
-    def close(self) -> None:
-        with self._guard:
-            self._held = {}
-            if self._session is not None:
-                self._session.close()
-
-
-class _Claim(Claim):
-    def __init__(self, claims: _Claims, run: str) -> None:
-        self.run = run
-        self._claims = claims
-
-    @property
-    def held(self) -> bool:
-        return self._claims.holds(self)
-
-    def release(self) -> None:
-        self._claims.release(self)
 
 
 def _without_password(url: str) -> str:
@@ -342,10 +297,9 @@ def _without_password(url: str) -> str:
     return urlunsplit((parts.scheme, login.partition(":")[0] + at + host, parts.path, urlencode(kept, safe="/"), ""))
 
 
-def _close_all(*lists: list[Connection]) -> None:
-    for connections in lists:
-        for each in connections:
-            each.close()
+def _close_all(connections: list[Connection]) -> None:
+    for each in connections:
+        each.close()
 
 
 def _after_fork() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Optional
 
 from deadstop.core.diagnosis import CAUSES, EXPLANATIONS
 from deadstop.core.model import CancelReceipt, Cause, Diagnosis, DiagnosisClass, Evidence, Level, Outcome
 from deadstop.errors import UnknownRunError
 from deadstop.ledger import rows
-from deadstop.ledger.engine import Transaction
+from deadstop.ledger.engine import Announcement, Transaction
 from deadstop.ledger.facts import IntentRecord, Opening, Recorded, RunRecord
 
 REFINEMENTS = (Outcome.CANCELLED, Outcome.FINISHED_FIRST)
@@ -129,7 +130,9 @@ def join(tx: Transaction, where: dict[str, Any], values: dict[str, Any], park: O
         if park is not None and before["parked_until"] is not None and park > before["parked_until"]:
             tx.do("park_longer", **where, parked_until=park)
     tx.do("insert_cancel", **where, **values)
-    tx.announce(where["run"])
+    left = values["deadline"] - values["at"]
+    told = Announcement(where["run"], values["request_id"], values["owner"], left if math.isfinite(left) else None)
+    tx.announce(told)
     record = intent(tx, where["run"], where["epoch"])
     return Recorded(sure(record), first=before is None)
 

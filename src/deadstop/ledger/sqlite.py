@@ -19,7 +19,7 @@ from typing import Any, Callable, Generic, Optional, TypeVar
 from deadstop.errors import LedgerError, LedgerSchemaError, LedgerUnavailable
 from deadstop.ledger import sqlite_file
 from deadstop.ledger.base import Claim
-from deadstop.ledger.engine import Transaction
+from deadstop.ledger.engine import Announcement, Transaction
 from deadstop.ledger.locks import Claims, FileLock, Gate
 from deadstop.ledger.queries import Migration, migrations, queries
 
@@ -60,7 +60,7 @@ class _Transaction:
     def lock(self, run: str) -> None:
         """BEGIN IMMEDIATE has taken the one lock there is."""
 
-    def announce(self, run: str) -> None:
+    def announce(self, cancel: Announcement) -> None:
         """Processes of this host are told over their sockets."""
 
 

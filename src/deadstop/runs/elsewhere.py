@@ -26,9 +26,6 @@ __all__ = ["Elsewhere"]
 PARK = 3600.0
 """How long (seconds) a cancel waits for a run of that name to be opened."""
 
-ACROSS = 3.5
-"""How long (seconds) to wait for processes of other hosts, which read the record on their own, to take up a cancel."""
-
 DIED = "Its process ended, and its connections with it."
 
 
@@ -43,8 +40,7 @@ class Elsewhere:
         self._asked = asked
         self._park = park
         self._began = time.monotonic()
-        self._id = uuid.uuid4().hex
-        request = facts.pop("request_id", None) or self._id
+        request = self._id = facts.pop("request_id", None) or uuid.uuid4().hex
         self._intent = Intent(name, level=asked.level, request_id=request, **facts)
         self._record: Optional[IntentRecord] = None
         self._receipt: Optional[CancelReceipt] = None
@@ -77,7 +73,7 @@ class Elsewhere:
         """Ask without a record, which would have the next run of that name born cancelled; but other hosts read it."""
         self._signal()
         if self._others:
-            self._put_on_record(ACROSS + 1.0)
+            self._put_on_record(self._member.across + 1.0)
 
     def _put_on_record(self, park: float) -> None:
         now = time.time()
@@ -175,7 +171,7 @@ class Elsewhere:
         parked = self._record is None or self._record.parked_until is not None
         if not self._signalled or self._held or not parked or self._asking - self._answered:
             return
-        if self._others and time.monotonic() < self._began + ACROSS:
+        if self._others and time.monotonic() < self._began + self._member.across:
             return
         self.done.set()
 

@@ -5,14 +5,44 @@
 SELECT pg_advisory_xact_lock(1684370001, hashtext(:run));
 
 -- name: announce
--- A payload holds less than 8000 bytes; an empty one says: read the open intents.
-SELECT pg_notify('deadstop', CASE WHEN octet_length(:run) < 7900 THEN :run ELSE '' END);
+-- With the commit. A payload holds less than 8000 bytes; an empty one says: read the open intents.
+SELECT pg_notify('deadstop', CASE WHEN octet_length(:told) < 7900 THEN :told ELSE '' END);
 
--- name: try_claim
-SELECT pg_try_advisory_lock(1684370002, hashtext(:run)) AS won;
+-- name: hint
+-- Nothing is lost if it is: so its commit waits for no disk.
+SELECT set_config('synchronous_commit', 'off', true), pg_notify(:channel, :told);
 
--- name: release_claim
-SELECT pg_advisory_unlock(1684370002, hashtext(:run)) AS released;
+-- name: listen
+SELECT pg_advisory_lock_shared(1684370004, hashtext(:owner)), set_config('tcp_keepalives_idle', '3', false),
+    set_config('tcp_keepalives_interval', '1', false), set_config('tcp_keepalives_count', '2', false);
+
+-- name: present
+-- Which of those processes have a session that listens. One that came before the server's last start says nothing yet.
+SELECT o.owner,
+    EXISTS (
+        SELECT 1 FROM pg_locks AS l
+        WHERE l.locktype = 'advisory' AND l.classid = 1684370004 AND l.objsubid = 2 AND l.granted
+            AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+            AND l.objid = (hashtext(o.owner)::bigint & 4294967295)::oid) AS listens,
+    clock_timestamp() < pg_postmaster_start_time() + make_interval(secs => :grace) AS restarted
+FROM unnest(:owners::text[]) AS o(owner);
+
+-- name: take_claim
+INSERT INTO deadstop_claims (run, token, holder, expires_at)
+VALUES (:run, :token, :holder, clock_timestamp() + make_interval(secs => :lease))
+ON CONFLICT (run) DO UPDATE SET token = excluded.token, holder = excluded.holder, expires_at = excluded.expires_at
+WHERE deadstop_claims.expires_at <= clock_timestamp()
+RETURNING run;
+
+-- name: renew_claims
+UPDATE deadstop_claims SET expires_at = clock_timestamp() + make_interval(secs => :lease)
+WHERE token = ANY(:tokens) AND expires_at > clock_timestamp() RETURNING token;
+
+-- name: release_claims
+DELETE FROM deadstop_claims WHERE token = ANY(:tokens);
+
+-- name: sweep_claims
+DELETE FROM deadstop_claims WHERE expires_at < clock_timestamp() - make_interval(secs => 3600);
 
 -- name: lock_migrations
 SELECT pg_advisory_xact_lock(1684370003, 0);
