@@ -134,7 +134,8 @@ def test_the_library_needs_no_extra() -> None:
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
         module, _, reason = line.partition(" | ")
-        assert re.match(r"deadstop\.(cli|testing|telemetry|ledger\.(need_psycopg|postgres)|fleet\.wire)\b", module), line
+        postgres = r"ledger\.(need_psycopg|postgres)|fleet\.wire"
+        assert re.match(rf"deadstop\.(cli|testing|telemetry|{postgres})\b", module), line
         assert re.search(r"deadstop\[(cli|testing|otel|postgres)\]", reason), line
 
 

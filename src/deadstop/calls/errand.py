@@ -46,16 +46,31 @@ _NOBODY = _Nobody()
 
 
 class Errand(Call):
-    """One request of our own. `on_left` is told once when the request has been written."""
+    """One request of our own. `on_left` is told once when the request has been written; `may()` is asked just before:
+    a process that was stopped may find that another one has taken over."""
 
     resolves_first = True  # a cancel's own times are worth a second look-up, which the system has at hand
 
-    __slots__ = ("_on_left", "ended_in")
+    __slots__ = ("_may", "_on_left", "ended_in")
 
-    def __init__(self, method: str, path: str, on_left: Callable[[], None], *, in_task: bool = False) -> None:
+    def __init__(
+        self,
+        method: str,
+        path: str,
+        on_left: Callable[[], None],
+        may: Optional[Callable[[], bool]] = None,
+        *,
+        in_task: bool = False,
+    ) -> None:
         super().__init__(_NOBODY, method, path, streamed=False, streamed_inside=False, in_task=in_task)
         self._on_left: Optional[Callable[[], None]] = on_left
+        self._may = may
         self.ended_in = Phase.UNKNOWN
+
+    def sending(self, multiplexed: bool) -> None:
+        if self._may is not None and not self._may():
+            self.cancelled = True
+        super().sending(multiplexed)
 
     def leave(self) -> None:
         if self.phase is not Phase.ENDED:

@@ -37,6 +37,7 @@ FRESH = 2.0
 
 Done = Callable[[Result], None]
 Told = Callable[[], None]
+May = Callable[[], bool]
 
 
 class _Plain:
@@ -193,10 +194,12 @@ class Channel(_Channel):
         self._workers.submit(work)
         return True
 
-    def send(self, request: Request, number: int, timeout: float, left: Told, done: Done) -> Callable[[], None]:
+    def send(
+        self, request: Request, number: int, timeout: float, left: Told, done: Done, may: Optional[May] = None
+    ) -> Callable[[], None]:
         """Send one request, within `timeout` seconds. Never blocks: `left()` and `done(result)` are called later.
 
-        Returns what abandons it.
+        `may()` is asked just before its first byte leaves. Returns what abandons it.
         """
         state: dict[str, Any] = {"due": time.monotonic() + timeout}
 
@@ -204,7 +207,7 @@ class Channel(_Channel):
             if "abandoned" in state or self.closed:
                 done(_not_sent(number))
                 return
-            errand = state["errand"] = Errand(request.method, request.path, left)
+            errand = state["errand"] = Errand(request.method, request.path, left, may)
             timer = timers.at(state["due"], errand.interrupt)
             if "abandoned" in state:
                 errand.interrupt()
@@ -272,10 +275,12 @@ class AsyncChannel(_Channel):
         """Have `work` run soon, on the loop. False if the loop is over. Any thread, and signal handlers."""
         return self._loop is not None and self._loop.call(work)
 
-    def send(self, request: Request, number: int, timeout: float, left: Told, done: Done) -> Callable[[], None]:
+    def send(
+        self, request: Request, number: int, timeout: float, left: Told, done: Done, may: Optional[May] = None
+    ) -> Callable[[], None]:
         """Send one request, within `timeout` seconds. Never blocks: `left()` and `done(result)` are called later.
 
-        Returns what abandons it.
+        `may()` is asked just before its first byte leaves. Returns what abandons it.
         """
         state: dict[str, Any] = {"due": time.monotonic() + timeout}
         loop = self._loop
@@ -286,7 +291,7 @@ class AsyncChannel(_Channel):
                 if "abandoned" in state or self.closed:
                     result = _not_sent(number)
                 else:
-                    result = await self._send(request, number, timeout, left, state)
+                    result = await self._send(request, number, timeout, left, may, state)
             except BaseException:  # the loop ends its tasks: there is nobody left to send
                 self._loop = None
                 raise
@@ -318,8 +323,10 @@ class AsyncChannel(_Channel):
             self._running += 1
             self._waiting.popleft()()
 
-    async def _send(self, request: Request, number: int, timeout: float, left: Told, state: dict[str, Any]) -> Result:
-        errand = state["errand"] = Errand(request.method, request.path, left, in_task=True)
+    async def _send(
+        self, request: Request, number: int, timeout: float, left: Told, may: Optional[May], state: dict[str, Any]
+    ) -> Result:
+        errand = state["errand"] = Errand(request.method, request.path, left, may, in_task=True)
         self._begin()
         try:
             with anyio.move_on_after(max(state["due"] - time.monotonic(), 0.0)):

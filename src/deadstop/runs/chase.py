@@ -243,7 +243,7 @@ class Chase:
         return self.remote.ref
 
     def _time_left(self) -> float:
-        bounds = [self.policy.attempt_timeout]
+        bounds = [self.policy.attempt_timeout, self._keeping.left()]
         if self.machine.deadline is not None and not self.machine.ended:
             bounds.append(self.machine.deadline - self._clock.now())
         return max(min(bounds), 0.001)
@@ -253,6 +253,10 @@ class Chase:
             if self._stopped or (self.machine.settled is not None and self.machine.outcome is not Outcome.UNCONFIRMED):
                 free()
                 return
+            if not self._may():
+                free()
+                self.stop()  # somebody else goes on
+                return
 
             def finished(result: Result) -> None:
                 self._abandon = _nothing
@@ -260,9 +264,13 @@ class Chase:
                 done(result)
 
             left = partial(self._left, number) if cancel else _nothing
-            self._abandon = self.remote.channel.send(request, number, self._time_left(), left, finished)
+            guard = () if math.isinf(self._keeping.left()) else (self._may,)
+            self._abandon = self.remote.channel.send(request, number, self._time_left(), left, finished, *guard)
 
         self.remote.in_turn(send)
+
+    def _may(self) -> bool:
+        return self._keeping.left() > 0.0
 
     def _left(self, number: int) -> None:
         self.feed(RequestLeft(at=self._clock.now(), attempt=number))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Callable
 
 from deadstop.core.model import Attempt
@@ -18,6 +19,10 @@ class Keeping:
     def recorded(self, then: Callable[[], None]) -> None:
         """Call `then` when the cancel is on record: nothing is sent before."""
         then()
+
+    def left(self) -> float:
+        """For how many seconds this process may act on the run at the least. Asked before anything is sent."""
+        return math.inf
 
     def sending(self, number: int) -> None:
         """A cancel request is about to be sent."""

@@ -9,14 +9,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 from deadstop.core.model import CancelReceipt, Cause, Evidence, Intent, Outcome
 from deadstop.errors import UnknownRunError
 from deadstop.kinds import register as kinds
 from deadstop.kinds.base import Ref
 from deadstop.ledger.base import Claim
-from deadstop.ledger.facts import IntentRecord, RemoteRun, RunRecord
+from deadstop.ledger.facts import IntentRecord, RemoteRun
 from deadstop.ledger.rows import bare
 from deadstop.runs.kept import Kept, Recording
 
@@ -34,6 +34,9 @@ AGAIN = 5.0
 
 AT_MOST = 300.0
 
+MOST = 32
+"""How many cancels one client finishes at once. The others are left for the next process, or the next look."""
+
 
 class PickUp:
     """What one client finishes for others. Called in the ledger's reading thread."""
@@ -42,7 +45,7 @@ class PickUp:
         self._keeper = keeper
         self._ledger = keeper.member.ledger
         self._base_url = bare(base_url)
-        self._working: set[tuple[str, int]] = set()
+        self._working: dict[tuple[str, int], _Returned] = {}
         self._tries: dict[tuple[str, int], tuple[int, float]] = {}
         self.finished = 0
 
@@ -52,8 +55,12 @@ class PickUp:
         return bool(self._working)
 
     def __call__(self, wanted: list[IntentRecord]) -> None:
+        for mine in list(self._working.values()):
+            if not mine.held:
+                mine.lose()
         for each in wanted:
-            self._consider(each)
+            if len(self._working) < MOST:
+                self._consider(each)
         self._orphans()
 
     def _consider(self, wanted: IntentRecord) -> None:
@@ -73,15 +80,26 @@ class PickUp:
         if now is None or not now.open or (now.outcome is not None and wanted.outcome is None):
             claim.release()  # somebody was quicker
             return
+        if self._under_way(now):
+            claim.release()
+            return
         tries = self._tries.get(key, (0, 0.0))[0]
         self._tries[key] = (tries + 1, time.monotonic() + min(AGAIN * 2**tries, AT_MOST))
         log.info("Cancel of %r goes on here: its holder is gone.", wanted.run)
-        self._working.add(key)
+        mine = self._working[key] = _Returned(self, key, claim)
         try:
-            self._take_up(now, run, targets, claim)
+            self._take_up(now, targets, mine)
         except BaseException:
-            self._done(key, claim)
+            mine.give_back()
             raise
+
+    def _under_way(self, wanted: IntentRecord) -> bool:
+        """Whether a process that lives, and was stopped or cut off while it acted, may have a request under way."""
+        since = time.time() - self._keeper.registry.policy_for(None, None).attempt_timeout
+        return any(
+            each.ended is None and each.started > since and self._keeper.member.alive(each.owner)
+            for each in self._ledger.attempts(wanted.run, wanted.epoch)
+        )
 
     def _targets(self, wanted: IntentRecord) -> list[RemoteRun]:
         found = self._ledger.remotes(wanted.run, wanted.epoch)
@@ -90,27 +108,22 @@ class PickUp:
             found = [each for each in self._ledger.active_remotes() if each.ref == str(ref)]
         return found
 
-    def _done(self, key: tuple[str, int], claim: Claim) -> None:
-        self._working.discard(key)
-        claim.release()
-
-    def _take_up(self, wanted: IntentRecord, run: RunRecord, targets: list[RemoteRun], claim: Claim) -> None:
-        key = (wanted.run, wanted.epoch)
+    def _take_up(self, wanted: IntentRecord, targets: list[RemoteRun], mine: _Returned) -> None:
         if not targets:
             self._settle_alone(wanted)
-            self._done(key, claim)
+            mine.give_back()
             return
 
         def start() -> None:
             try:
-                scope = self._scope(wanted, targets, claim)
-                _Finish(self, scope, wanted.intent).begin()
+                mine.scope = self._scope(wanted, targets, mine)
+                _Finish(self, mine.scope, wanted.intent).begin()
             except BaseException:
-                self._done(key, claim)
+                mine.give_back()
                 raise
 
         if not self._keeper.at_home(start):
-            self._done(key, claim)
+            mine.give_back()
 
     def _settle_alone(self, wanted: IntentRecord) -> None:
         """Its process died, and with it everything that the run had under way."""
@@ -137,10 +150,12 @@ class PickUp:
         recording = kept.recordings["it"] = Recording()
         recording.kept = True
         recording.done.set()
-        kept.claim = _Returned(self, (wanted.run, wanted.epoch), claim)
+        kept.claim = claim
         for each in targets:
             child = registry.remote_run(Ref(each.kind, each.ids), each.status if each.terminal else None)
             self._keeper.kept(child).born = True
+            # What is unconfirmed is tried again by whoever gets the claim then, so nothing goes on without it.
+            child.policy = registry.policy_for(child, None).replace(give_up=0)
             if child.parent is None:
                 child.parent = scope
             scope.children[id(child)] = child
@@ -166,14 +181,33 @@ class _Returned(Claim):
         self._pick_up = pick_up
         self._key = key
         self._claim = claim
+        self.scope: Optional[BaseRun] = None  # once it is being worked on
 
     @property
     def held(self) -> bool:
         return self._claim.held
 
+    @property
+    def left(self) -> float:
+        return self._claim.left
+
     def release(self) -> None:
         self._pick_up.finished += 1
-        self._pick_up._done(self._key, self._claim)
+        self.give_back()
+
+    def give_back(self) -> None:
+        """Nothing came of it here."""
+        self._pick_up._working.pop(self._key, None)
+        self._claim.release()
+
+    def lose(self) -> None:
+        """It was not renewed in time: whoever has it now goes on."""
+        log.info("Cancel of %r is another process's by now.", self.run)
+        scopes = [] if self.scope is None else [self.scope, *self.scope.children.values()]
+        for chase in (cancelling._chase for each in scopes for cancelling in each._cancelling.values()):
+            if chase is not None:
+                chase.stop()
+        self.give_back()
 
 
 class _Finish:
