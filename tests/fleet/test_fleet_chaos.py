@@ -92,8 +92,9 @@ class Chaos:
             return
         able = [each for each in self.workers if each.stopped_at is None]
         self._dice.shuffle(able)
-        until(lambda: any(self._in_hand(each) for each in able), "somebody to be at work")
-        victim = next(each for each in able if self._in_hand(each))
+        found: list[Worker] = []
+        until(lambda: found.extend(each for each in able if self._in_hand(each)) or found, "somebody to be at work")
+        victim = found[0]
         victim.signal(signal.SIGKILL if what == "kill" else signal.SIGSTOP)
         began, left = time.monotonic(), self._in_hand(victim)
         self.done[what] += 1

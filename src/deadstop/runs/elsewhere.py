@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from deadstop.calls.completion import Completion
 from deadstop.core.diagnosis import Facts, diagnose
 from deadstop.core.model import CancelReceipt, Evidence, Intent, Level, Outcome
-from deadstop.errors import CancelRefusedError
+from deadstop.errors import CancelRefusedError, LedgerUnavailable
 from deadstop.ledger.facts import IntentRecord, Opening
 from deadstop.runs.kept import unix
 from deadstop.runs.waiting import Terms
@@ -179,8 +179,9 @@ class Elsewhere:
 
     @property
     def nobody(self) -> bool:
-        """Whether it is known that nobody holds the run."""
-        return not self._park and not self._held and self.error is None and self._receipt is None
+        """Whether nobody is known to hold the run, which is known here, so that is where the cancel goes."""
+        unknown = self.error is None or isinstance(self.error, LedgerUnavailable)
+        return not self._park and not self._held and unknown and self._receipt is None
 
     def receipt(self) -> CancelReceipt:
         """What is known now. Raises what went wrong: CancelRefusedError, LedgerError."""

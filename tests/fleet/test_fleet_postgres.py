@@ -1,0 +1,221 @@
+"""What is Postgres's own beyond one process: signals, who is there, and a database that is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fleet_homes import SOURCES, Child
+from ledger_postgres import server as database
+from worlds import until
+
+import deadstop
+from deadstop import CancelPolicy, RunCancelledError
+from deadstop.errors import LedgerSchemaError, LedgerUnavailable
+from deadstop.fleet.member import Member
+from deadstop.ledger import connect
+from deadstop.ledger.base import Ledger
+from deadstop.testing import FakeOpenAI
+
+psycopg = pytest.importorskip("psycopg")
+pytestmark = [
+    pytest.mark.parametrize("url", ["postgres"], indirect=True),
+    pytest.mark.parametrize("world", ["threads"], indirect=True),
+]
+
+
+@pytest.fixture
+def client(world: Any, server: FakeOpenAI, url: str) -> Any:
+    one = world.client(server.base_url, max_retries=0, runs_url=url)
+    one.runs.policy = CancelPolicy(timeout=10.0, recheck=0)
+    yield one
+    world.close(one)
+
+
+@pytest.fixture
+def power(url: str) -> Iterator[Any]:
+    """Stops and starts the database (``down``, ``up``); after the test it is there again."""
+    said = ["up"]
+
+    def tell(word: str) -> None:
+        database().tell(word)
+        said.append(word)
+
+    yield tell
+    if said[-1] == "down":
+        database().tell("up")
+
+
+def member_of(client: Any) -> Member:
+    found: Member = client.runs._registry.keeper.member
+    return found
+
+
+def held(child: Any, url: str, server: FakeOpenAI, *what: str) -> Child:
+    """A child that holds the run chat-42; `what` is under way in it."""
+    one: Child = child("threads", url, server.base_url, "chat-42", *what)
+    for _ in what:
+        assert one.line() == "ready"
+    if "call" in what:
+        server.wait_for(lambda requests: any(each.tokens_generated for each in requests), 20.0)
+    return one
+
+
+def notify(url: str, channel: str, payload: str) -> None:
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute("SELECT pg_notify(%s, %s)", [channel, payload])
+
+
+def test_hints_of_anybody_cancel_nothing(world: Any, client: Any, server: FakeOpenAI, url: str, ledger: Ledger) -> None:
+    """Whoever may connect to the database may send any hint: what is not on record does not happen."""
+    call = world.start(world.create, client, "chat-42")
+    until(lambda: any(run.calls for run in client.runs.list()), "a call")
+    until(member_of(client).wire.listening.is_set, "the listening")
+    heard = threading.Event()
+    member_of(client).waiting["x"] = lambda message: heard.set()
+    address = member_of(client).post.address
+    forged = {"run": "chat-42", "request_id": "r", "by": "somebody", "left": None}
+    for each in (json.dumps(forged), "nonsense", "[1]", '{"run": 7}', ""):
+        notify(url, "deadstop", each)
+    notify(url, address, json.dumps({"do": "dance"}))
+    notify(url, address, json.dumps({"do": "have", "id": "x"}))
+    assert heard.wait(20.0)
+    assert not call.done
+    assert client.runs.cancel("chat-42").outcome == "cancelled"
+
+
+def test_a_cut_connection_is_made_anew_and_what_was_missed_is_made_good(
+    world: Any, client: Any, server: FakeOpenAI, url: str, ledger: Ledger
+) -> None:
+    """A holder whose connections are ended hears cancels again soon, and is not taken for dead by the others."""
+    call = world.start(world.create, client, "chat-42")
+    until(lambda: any(run.calls for run in client.runs.list()), "a call")
+    member, other = member_of(client), Member(url)
+    assert member.writes.drain(20.0)
+    assert other.alive(member.process.owner)
+    with psycopg.connect(url, autocommit=True) as admin:
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid <> pg_backend_pid()")
+    assert other.alive(member.process.owner)
+    assert call.done is False
+    canceller = world.client(server.base_url, runs_url=url)
+    assert canceller.runs.cancel("chat-42", reason="stop").outcome == "cancelled"
+    assert isinstance(call.failure(), RunCancelledError)
+    world.close(canceller)
+    other.close()
+
+
+def test_a_restart_of_the_database_makes_nobody_dead(world: Any, server: FakeOpenAI, child: Any, url: str) -> None:
+    """After a restart a process that is stopped is not taken for dead at once; one that goes on is heard of again."""
+    stopped = held(child, url, server, "call")
+    seen = Member(url)
+    assert seen.writes.drain(20.0)
+    (owner,) = (each.owner for each in seen.ledger.processes() if each.pid == stopped.pid)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    try:
+        database().tell("restart")
+        assert seen.alive(owner)
+    finally:
+        os.kill(stopped.pid, signal.SIGCONT)
+    canceller = world.client(server.base_url, runs_url=url)
+    assert canceller.runs.cancel("chat-42", reason="stop", timeout=15.0).outcome == "cancelled"
+    assert stopped.line() == "cancelled chat-42 stop None"
+    world.close(canceller)
+    seen.close()
+
+
+def test_a_database_that_is_down_stops_no_local_cancel(
+    world: Any, client: Any, server: FakeOpenAI, url: str, power: Any, ledger: Ledger
+) -> None:
+    """Calls and remote runs of this process are cancelled all the same, and their receipts say that they are not kept;
+    a cancel of another process's run is a clear error. When it is there again, cancels are on record again."""
+    JSON: Any = dict
+    with client.runs.open("remote"):
+        client.post("/responses", body={"model": "m", "input": "hi", "background": True}, cast_to=JSON)
+    call = world.start(world.create, client, "call")
+    until(lambda: any(run.calls for run in client.runs.list()), "a call")
+    assert member_of(client).writes.drain(20.0)
+    power("down")
+    for name in ("call", "remote"):
+        began = time.monotonic()
+        receipt = client.runs.cancel(name)
+        assert receipt.outcome == "cancelled"
+        assert "not on record" in str(receipt.note)
+        assert time.monotonic() - began < 5.0
+    assert isinstance(call.failure(), RunCancelledError)
+    assert server.runs[0].truth == "cancelled"
+    with pytest.raises(LedgerUnavailable, match="can't be used now"):
+        client.runs.cancel("of another process")
+    with pytest.raises(LedgerUnavailable):
+        deadstop.OpenAI(api_key="k", runs_url=url + "&application_name=other")
+    power("up")
+    until(lambda: client.runs.cancel("nobody", timeout=5.0).outcome == "parked", "the record")
+
+
+def test_a_database_that_is_read_only_stops_no_local_cancel(world: Any, server: FakeOpenAI, url: str) -> None:
+    """The same: a standby, or a role that may not write."""
+    connect(url).close()
+    readonly = url.replace("options=", "options=-cdefault_transaction_read_only%3Don%20")
+    client = world.client(server.base_url, max_retries=0, runs_url=readonly)
+    call = world.start(world.create, client, "call")
+    until(lambda: any(run.calls for run in client.runs.list()), "a call")
+    receipt = client.runs.cancel("call")
+    assert receipt.outcome == "cancelled"
+    assert "read-only" in str(receipt.note)
+    assert isinstance(call.failure(), RunCancelledError)
+    with pytest.raises(LedgerUnavailable, match="read-only"):
+        client.runs.cancel("of another process")
+    world.close(client)
+
+
+def test_a_foreign_schema_is_an_error_at_construction(world: Any, url: str) -> None:
+    """Tables named as ours that are not ours: the client is not made, and nothing is written."""
+    with psycopg.connect(url, autocommit=True) as other:
+        other.execute("CREATE TABLE deadstop_runs (x INTEGER)")
+    with pytest.raises(LedgerSchemaError, match="not ours"):
+        deadstop.OpenAI(api_key="k", runs_url=url)
+
+
+def test_the_commands_see_every_host(
+    world: Any, server: FakeOpenAI, child: Any, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`ps` lists what another process holds, `cancel` cancels it, `receipts` tells of it."""
+    pytest.importorskip("typer")
+    other = held(child, url, server, "call")
+    path = os.pathsep.join(filter(None, [SOURCES, os.environ.get("PYTHONPATH")]))
+    env = {**os.environ, "PYTHONPATH": path, "DEADSTOP_URL": url, "OPENAI_API_KEY": ""}
+
+    def command(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "deadstop", *words], capture_output=True, text=True, timeout=50, check=False, env=env
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    (row,) = json.loads(command("ps", "--json"))
+    assert (row["run"], row["state"], row["holder"].split(":")[1]) == ("chat-42", "open", str(other.pid))
+    assert "cancelled" in command("cancel", "chat-42", "--reason", "stop", "--actor", "ann")
+    assert other.line() == "cancelled chat-42 stop ann"
+    (receipt,) = json.loads(command("receipts", "--json"))
+    assert (receipt["outcome"], receipt["actor"]) == ("cancelled", "ann")
+
+
+def test_a_cancel_that_nobody_takes_is_parked_soon(world: Any, client: Any, url: str) -> None:
+    """Nobody says that it is his, and within a second or so that is the answer; alone at once."""
+    assert member_of(client).writes.drain(20.0)
+    began = time.monotonic()
+    assert client.runs.cancel("chat-42").outcome == "parked"
+    alone = time.monotonic() - began
+    other = Member(url)
+    assert other.writes.drain(20.0)
+    began = time.monotonic()
+    assert client.runs.cancel("chat-43").outcome == "parked"
+    assert alone < 1.0 <= time.monotonic() - began < 3.0
+    other.close()
