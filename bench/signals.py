@@ -48,7 +48,8 @@ def datagrams(bare: str) -> None:
     heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
     heard.bind(bare)
     while True:
-        print("bare", time.monotonic() - float(heard.recv(100)), flush=True)
+        sent = float(heard.recv(100))
+        print("bare", time.monotonic() - sent, flush=True)
 
 
 def notified(bare: str) -> None:

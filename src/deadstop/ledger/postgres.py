@@ -116,11 +116,8 @@ class Postgres:
         return self._once_more(run)
 
     def read(self, job: Callable[[Transaction], T]) -> T:
-        def run(connection: Connection) -> T:
-            with connection.transaction():
-                return job(_Transaction(connection))
-
-        return self._once_more(run)
+        # Each query by itself: a transaction would cost two round trips, and give them no common moment either.
+        return self._once_more(lambda connection: job(_Transaction(connection)))
 
     def _once_more(self, run: Callable[[Connection], T]) -> T:
         """A connection that lay idle may have died unnoticed, as after a restart: then once more, on a new one."""
