@@ -317,7 +317,10 @@ class Keeper:
                 return found
         if self.member.private or kinds.parse(target) is not None:
             return None
-        return Elsewhere(self, target, asked, facts, park=target not in self.registry._ended)
+        ended = self.registry._ended.get(target)
+        if ended is not None and self.member.wire is not None and _at_work(ended):
+            return None  # the record knows no other life of that name, so nobody else would take it up
+        return Elsewhere(self, target, asked, facts, park=ended is None)
 
     def may(self, run: BaseRun, wanted: Intent) -> bool:
         """Whether the actor may cancel the run (I19). If not, that is put on record."""
@@ -358,3 +361,8 @@ class Keeper:
             self.pick_up(wanted)
         except DeadstopError as error:
             log.warning("What other processes left behind can't be looked after now: %s", error)
+
+
+def _at_work(run: BaseRun) -> bool:
+    """Whether a scope that was left has remote runs that are not known to be over."""
+    return any(each.remote is not None and not each.remote.over for each in list(run.children.values()))
