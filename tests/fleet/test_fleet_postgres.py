@@ -18,11 +18,13 @@ from ledger_postgres import server as database
 from worlds import until
 
 import deadstop
-from deadstop import CancelPolicy, RunCancelledError
+from deadstop import CancelPolicy, RunCancellationTimeoutError, RunCancelledError
+from deadstop.core.model import Intent
 from deadstop.errors import LedgerSchemaError, LedgerUnavailable
 from deadstop.fleet.member import Member
 from deadstop.ledger import connect
-from deadstop.ledger.base import Ledger
+from deadstop.ledger.base import Claim, Ledger
+from deadstop.ledger.facts import Process
 from deadstop.testing import FakeOpenAI
 
 psycopg = pytest.importorskip("psycopg")
@@ -131,6 +133,71 @@ def test_a_restart_of_the_database_makes_nobody_dead(world: Any, server: FakeOpe
     seen.close()
 
 
+def test_a_holder_that_is_cut_off_is_not_taken_for_ended(
+    world: Any, client: Any, server: FakeOpenAI, url: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can tell a process that has ended from one that is cut off, unless it was of this machine: so a cancel of
+    its calls is unconfirmed, until it is back and strikes."""
+    call = world.start(world.create, client, "chat-42", {"cancellers": ["ann"]})
+    until(lambda: any(run.calls for run in client.runs.list()), "a call")
+    member = member_of(client)
+    until(lambda: ledger.runs("chat-42"), "the run's record")
+    monkeypatch.setattr(member.wire, "_connect", lambda: False)
+    member.wire._connection.close()
+    member.wire.wake()
+    canceller = world.client(server.base_url, runs_url=url + "&application_name=other")
+    with pytest.raises(RunCancellationTimeoutError) as told:
+        canceller.runs.cancel("chat-42", actor="ann", timeout=5.0)
+    assert "cut off" in str(told.value.receipt.note)
+    assert not call.done
+    monkeypatch.undo()
+    assert isinstance(call.failure(), RunCancelledError)
+    until(lambda: [each.outcome for each in ledger.receipts("chat-42")] == ["cancelled"], "the refinement")
+    world.close(canceller)
+
+
+def test_who_has_lost_a_claim_sends_nothing_for_it(
+    world: Any, server: FakeOpenAI, child: Any, url: str, ledger: Ledger
+) -> None:
+    """A worker whose claim has ended before its request leaves does not send it, and forgets about it; the next one
+    to get the claim finishes the cancel."""
+
+    class Lost(Claim):
+        run = "chat-42"
+        held = False
+
+        def release(self) -> None:
+            """There is nothing to give back."""
+
+    other = held(child, url, server, "remote")
+    until(ledger.active_remotes, "the remote run's record")
+    other.kill()
+    lost = world.client(server.base_url, runs_url=url)
+    pick_up = lost.runs._registry.keeper.pick_up
+    asked: list[str] = []
+    member_of(lost).ledger.claim = lambda run: asked.append(run) or Lost()
+    ledger.record_intent(Intent("chat-42", at=time.time()), Process("x:1", "x", 1), now=time.time())
+    member_of(lost).read(member_of(lost).read_again)
+    until(lambda: asked and server.runs[0].reads, "the claim, and the look at the run")
+    until(lambda: not _chased(pick_up), "the end of it")
+    member_of(lost).read(member_of(lost).read_again)
+    until(lambda: not pick_up.busy, "nothing in hand")
+    assert server.runs[0].cancels == 0
+    assert [each.outcome for each in ledger.open_intents()] == [None]
+    world.close(lost)
+    worker = world.client(server.base_url, runs_url=url + "&application_name=other")
+    until(lambda: server.runs[0].truth == "cancelled", "the cancel")
+    until(lambda: not ledger.open_intents(), "the outcome")
+    assert server.runs[0].cancels == 1
+    world.close(worker)
+
+
+def _chased(pick_up: Any) -> bool:
+    scopes = [each.scope for each in list(pick_up._working.values()) if each.scope is not None]
+    chases = [found._chase for each in scopes for run in each.children.values() for found in run._cancelling.values()]
+    return not chases or not all(each is not None and each._stopped for each in chases)
+
+
 def test_a_database_that_is_down_stops_no_local_cancel(
     world: Any, client: Any, server: FakeOpenAI, url: str, power: Any, ledger: Ledger
 ) -> None:
@@ -183,6 +250,7 @@ def test_a_foreign_schema_is_an_error_at_construction(world: Any, url: str) -> N
         deadstop.OpenAI(api_key="k", runs_url=url)
 
 
+@pytest.mark.timeout(180)  # three processes of the command line
 def test_the_commands_see_every_host(
     world: Any, server: FakeOpenAI, child: Any, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, TypeVar, Un
 
 from deadstop.errors import LedgerError
 from deadstop.fleet.lane import Lane
+from deadstop.fleet.places import exists, place
 from deadstop.fleet.post import Post, Sent, directory
 from deadstop.ledger import connect
 from deadstop.ledger.base import Ledger
@@ -67,6 +68,9 @@ class Holder(Protocol):
     def heard(self, message: Message) -> bool:
         """Another process wants something. Whether it was for this holder, which has answered then. Must not block."""
 
+    def catch_up(self) -> None:
+        """Cancels of the runs held here may have been settled by others. May use the ledger."""
+
     def read_again(self, wanted: list[IntentRecord], parked: list[IntentRecord]) -> None:
         """The open intents, and the tombstones, as they stand. May use the ledger."""
 
@@ -86,7 +90,7 @@ class Member:
     def _born(self) -> None:
         self._unborn = False
         pid, host = os.getpid(), socket.gethostname()
-        owner = f"{host}:{pid}:{uuid.uuid4().hex[:12]}"
+        owner = f"{host}:{pid}:{uuid.uuid4().hex[:12]}:{place()}"
         self.post: Union[Post, Wire, None] = None
         self.wire = self._make_wire(owner)  # that is the post, where there is one
         if self.wire is not None:
@@ -181,10 +185,18 @@ class Member:
         elif known.address is not None and self.post is not None:
             dead = self.post.send(known.address, {"do": "ping"}) is Sent.DEAD
         else:
-            dead = not _exists(known.pid)
+            dead = not exists(known.pid)
         if dead:
             self.ledger.leave(known.owner, now=time.time())
         return not dead
+
+    def ended(self, owner: str) -> bool:
+        """Whether a process that is not `alive` has ended for sure, and its connections with it. Over a database it may
+        be cut off as well: then that is known of a process of this machine alone."""
+        if self.wire is None:
+            return True
+        _, pid, _, where = [*owner.split(":"), "", "", "", ""][:4]
+        return bool(where) and where == place() and not exists(int(pid))
 
     def _buried(self, known: list[Process]) -> set[str]:
         """Those of these processes that are gone, put on record as such."""
@@ -267,6 +279,11 @@ class Member:
                 tell = self.waiting.get(str(message.get("id")))
                 if tell is not None:
                     tell(message)
+            elif message.get("do") == "again":
+                if self._beaten and "anew" in message:  # who looked meanwhile took us for dead, and settled our cancels
+                    self.write(self._enter)
+                    for each in list(self.holders):
+                        self.read(each.catch_up)
             elif message.get("do") == "wanted":
                 self._wanted(message)
             elif message.get("do") in ("cancel", "list"):
@@ -344,16 +361,6 @@ class Member:
             self.post.disown()
         self.waiting = {}
         self._unborn = True
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 _members: dict[str, Member] = {}

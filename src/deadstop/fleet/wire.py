@@ -105,7 +105,7 @@ class Wire:
 
     def receive(self, timeout: float) -> Optional[dict[str, Any]]:
         """The next message, within ``timeout`` seconds. ``{"do": "again"}``: the record has to be read, something may
-        have been missed. Raises OSError once it is closed."""
+        have been missed; ``anew``: since the connection is a new one. Raises OSError once it is closed."""
         if self._closed:
             raise OSError("closed")
         if self._connection is None and not self._connect():
@@ -113,7 +113,7 @@ class Wire:
             return None
         if self._connection is not None and not self.listening.is_set():
             self.listening.set()
-            return {"do": "again"}
+            return {"do": "again", "anew": True}
         try:
             if not self._take():
                 self._wait(self._connection.fileno(), timeout)

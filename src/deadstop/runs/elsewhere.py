@@ -27,6 +27,7 @@ PARK = 3600.0
 """How long (seconds) a cancel waits for a run of that name to be opened."""
 
 DIED = "Its process ended, and its connections with it."
+CUT_OFF = "Its process has ended, or is cut off from the ledger: then it cancels the run once it is back."
 
 
 class Elsewhere:
@@ -142,7 +143,10 @@ class Elsewhere:
         """Its holder has taken it up and ended, with all that it had under way, before it could put it on record."""
         ledger, by, now = self._member.ledger, self._member.process, time.time()
         opened = ledger.open_run(Opening(self._intent.run, by, now))
-        receipt = self._make(Outcome.CANCELLED, evidence=Evidence.TRANSPORT, note=DIED)
+        if self._holder is not None and self._member.ended(self._holder):
+            receipt = self._make(Outcome.CANCELLED, evidence=Evidence.TRANSPORT, note=DIED)
+        else:
+            receipt = self._make(Outcome.UNCONFIRMED, diagnosis=diagnose(Facts()), note=CUT_OFF)
         ledger.settle(receipt, opened.epoch, by=by.owner, now=now)
         ledger.close_run(self._intent.run, opened.epoch, now=now)
         self._receipt = receipt

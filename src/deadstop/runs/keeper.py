@@ -345,6 +345,14 @@ class Keeper:
             part = {"do": "runs", "id": message.get("id"), "runs": found[start : start + 50]}
             self.member.answer(message.get("reply"), part)
 
+    def catch_up(self) -> None:
+        """We were cut off from the ledger: see whether cancels of runs that are held here were settled by others."""
+        for run in self.registry.live():
+            if run.kept is not None and run.kept.epoch and not run.cancelled:
+                found = self.member.ledger.intent(run.kept.name, run.kept.epoch)
+                if found is not None:
+                    self.strike(run, found.intent)
+
     def read_again(self, wanted: list[IntentRecord], parked: list[IntentRecord]) -> None:
         """The open intents and the tombstones, as they stand: what was not heard is made good."""
         for each in parked:

@@ -16,8 +16,9 @@ from deadstop.errors import UnknownRunError
 from deadstop.kinds import register as kinds
 from deadstop.kinds.base import Ref
 from deadstop.ledger.base import Claim
-from deadstop.ledger.facts import IntentRecord, RemoteRun
+from deadstop.ledger.facts import IntentRecord, RemoteRun, RunRecord
 from deadstop.ledger.rows import bare
+from deadstop.runs.elsewhere import CUT_OFF, DIED
 from deadstop.runs.kept import Kept, Recording
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class PickUp:
         log.info("Cancel of %r goes on here: its holder is gone.", wanted.run)
         mine = self._working[key] = _Returned(self, key, claim)
         try:
-            self._take_up(now, targets, mine)
+            self._take_up(now, run, targets, mine)
         except BaseException:
             mine.give_back()
             raise
@@ -108,9 +109,9 @@ class PickUp:
             found = [each for each in self._ledger.active_remotes() if each.ref == str(ref)]
         return found
 
-    def _take_up(self, wanted: IntentRecord, targets: list[RemoteRun], mine: _Returned) -> None:
+    def _take_up(self, wanted: IntentRecord, run: RunRecord, targets: list[RemoteRun], mine: _Returned) -> None:
         if not targets:
-            self._settle_alone(wanted)
+            self._settle_alone(wanted, run.by is None or self._keeper.member.ended(run.by.owner))
             mine.give_back()
             return
 
@@ -125,19 +126,19 @@ class PickUp:
         if not self._keeper.at_home(start):
             mine.give_back()
 
-    def _settle_alone(self, wanted: IntentRecord) -> None:
-        """Its process died, and with it everything that the run had under way."""
+    def _settle_alone(self, wanted: IntentRecord, ended: bool) -> None:
+        """Its process died, and with it everything that the run had under way; if it did `ended` for sure."""
         receipt = CancelReceipt(
             wanted.run,
-            Outcome.CANCELLED,
+            Outcome.CANCELLED if ended else Outcome.UNCONFIRMED,
             reason=wanted.intent.reason,
             actor=wanted.intent.actor,
             cause=wanted.intent.cause,
             level=wanted.intent.level,
-            evidence=Evidence.TRANSPORT,
+            evidence=Evidence.TRANSPORT if ended else Evidence.NONE,
             elapsed=max(0.0, time.time() - wanted.intent.at),
             request_id=wanted.intent.request_id,
-            note="Its process ended, and its connections with it.",
+            note=DIED if ended else CUT_OFF,
         )
         self._ledger.settle(receipt, wanted.epoch, by=self._keeper.member.process.owner, now=time.time())
 
