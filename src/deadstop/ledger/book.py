@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
 from dataclasses import replace
-from typing import Optional
+from typing import Any, Optional
 
 from deadstop.core.model import Attempt, CancelReceipt, Cause, Intent, Outcome
 from deadstop.errors import CancelRefusedError, UnknownRunError, UsageError
@@ -156,8 +157,10 @@ class Book(Ledger):
 
     def _intents(self, query: str, **values: object) -> list[IntentRecord]:
         def job(tx: Transaction) -> list[IntentRecord]:
-            found = tx.all(query, **values)
-            return [rows.intent_record(each, tx.all("cancels", run=each["run"], epoch=each["epoch"])) for each in found]
+            found, cancels = tx.all(query, **values), defaultdict[tuple[str, int], list[Any]](list)
+            for each in tx.all(f"cancels_of_{query}", **values) if found else ():
+                cancels[each["run"], each["epoch"]].append(each)
+            return [rows.intent_record(each, cancels[each["run"], each["epoch"]]) for each in found]
 
         return self.engine.read(job)
 

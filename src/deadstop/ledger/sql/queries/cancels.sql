@@ -40,8 +40,17 @@ SELECT * FROM deadstop_intents
 WHERE parked_until IS NULL AND (outcome IS NULL OR outcome = 'unconfirmed') AND at >= :since
 ORDER BY at, run, epoch LIMIT :limit;
 
+-- name: cancels_of_open_intents
+SELECT c.* FROM deadstop_cancels AS c JOIN deadstop_intents AS i ON i.run = c.run AND i.epoch = c.epoch
+WHERE i.parked_until IS NULL AND (i.outcome IS NULL OR i.outcome = 'unconfirmed') AND i.at >= :since
+ORDER BY c.run, c.epoch, c.number;
+
 -- name: parked_intents
 SELECT * FROM deadstop_intents WHERE parked_until > :now ORDER BY at, run, epoch LIMIT :limit;
+
+-- name: cancels_of_parked_intents
+SELECT c.* FROM deadstop_cancels AS c JOIN deadstop_intents AS i ON i.run = c.run AND i.epoch = c.epoch
+WHERE i.parked_until > :now ORDER BY c.run, c.epoch, c.number;
 
 -- name: begin_attempt
 INSERT INTO deadstop_attempts (run, epoch, target, number, owner, started)
