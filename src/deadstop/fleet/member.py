@@ -252,11 +252,12 @@ class Member:
         if self._closed or self._unborn:
             return
         self._closed = True
-        if self.post is not None:
-            self.post.close()
         if not self.private:
             self.write(lambda: self.ledger.leave(self.process.owner, now=time.time()))
-        if self.writes.drain(timeout):
+        written = self.writes.drain(timeout)
+        if self.post is not None:
+            self.post.close()  # not before: who finds it closed takes up what is still to be written
+        if written:
             self.reads.drain(timeout)
             self.ledger.close()
 
