@@ -11,6 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+from deadstop.calls import timers
 from deadstop.core.model import CancelReceipt, Cause, Evidence, Intent, Outcome
 from deadstop.errors import UnknownRunError
 from deadstop.kinds import register as kinds
@@ -33,6 +34,9 @@ AGAIN = 5.0
 """How long (seconds) until an intent that could not be confirmed is tried again, doubled each time."""
 
 AT_MOST = 300.0
+
+UNDER_WAY = 0.5
+"""How long (seconds) a request of a dead process may still be on its way to the server: its status is read after."""
 
 
 class PickUp:
@@ -187,6 +191,10 @@ class _Finish:
         self._lock = threading.Lock()
 
     def begin(self) -> None:
+        """Never blocks."""
+        timers.at(time.monotonic() + UNDER_WAY, self._look)
+
+    def _look(self) -> None:
         registry = self._scope.registry
         for child in list(self._scope.children.values()):
             remote: Any = child.remote
