@@ -127,8 +127,8 @@ def trial(url: str, base_url: str, http_client: Any, name: str, story: str, at: 
 
 
 def warm_up(base_url: str) -> Any:
-    """Import all that a forked child needs. Returns an HTTP client that has no connection yet, for the children: most of
-    what a client's making takes is to read the certificates."""
+    """Import all that a forked child needs. Returns an HTTP client that has no connection yet, for the children to
+    share: most of what a client's making takes is to read the certificates."""
     warm = openai.OpenAI(api_key="k", base_url=base_url, max_retries=0)
     with contextlib.suppress(openai.APIError):
         warm.post("/nowhere", body={}, cast_to=Dict[str, object])  # noqa: UP006

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from typing import Any, Optional
 
 import pytest
-from fleet_homes import SWEEP, Child
+from fleet_homes import LONG, SWEEP, Child
 from worlds import until
 
 import deadstop
@@ -16,9 +15,6 @@ from deadstop.fleet.member import Member
 from deadstop.ledger.base import Ledger
 from deadstop.testing import FakeProcess
 from deadstop.testing.runs import RunRecord
-
-LONG = int(os.environ.get("DEADSTOP_LONG", "1"))
-"""How much longer. By hand: `DEADSTOP_LONG=20 python -m pytest -s --timeout 3600 tests/fleet -k crash`."""
 
 KILLS = 300
 STORIES = ("scope", "pair", "address", "orphan")

@@ -13,16 +13,16 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
-from deadstop.calls import timers
 from deadstop.calls.completion import Completion
 from deadstop.calls.workers import Workers
-from deadstop.core.model import Attempt, CancelReceipt, Cause, Intent, Level, Outcome
+from deadstop.core.model import CancelReceipt, Cause, Intent, Level, Outcome
 from deadstop.errors import CancelRefusedError, DeadstopError
 from deadstop.fleet.member import Member, Message
 from deadstop.kinds import register as kinds
 from deadstop.ledger.facts import IntentRecord, Opening, Orphans, RemoteRun
+from deadstop.runs.chased import Chased, bound
 from deadstop.runs.elsewhere import Elsewhere
-from deadstop.runs.keeping import PATIENCE, Keeping
+from deadstop.runs.keeping import Keeping
 from deadstop.runs.kept import Kept, Recording, monotonic, unix
 from deadstop.runs.waiting import Terms
 
@@ -35,43 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["Keeper"]
 
 log = logging.getLogger("deadstop")
-
-
-class _Chased(Keeping):
-    def __init__(self, keeper: Keeper, run: BaseRun) -> None:
-        self._keeper = keeper
-        self._run = run
-        self._owner = keeper.owner(run)
-
-    def recorded(self, then: Callable[[], None]) -> None:
-        recording = self._keeper.recording(self._owner)
-        _bound(recording)
-        recording.done.notify(then)
-
-    def sending(self, number: int) -> None:
-        kept, member = self._keeper.kept(self._owner), self._keeper.member
-        target, now = str(self._run.remote.ref) if self._run.remote else "", time.time()
-
-        def begin() -> None:
-            if kept.epoch:
-                numbers, by = self._keeper.kept(self._run).numbers, member.process.owner
-                numbers[number] = member.ledger.begin_attempt(kept.name, kept.epoch, target, by=by, now=now)
-
-        member.write(begin)
-
-    def sent(self, attempt: Attempt) -> None:
-        kept, member = self._keeper.kept(self._owner), self._keeper.member
-        target = str(self._run.remote.ref) if self._run.remote else ""
-        ended = None if attempt.ended is None else unix(attempt.ended)
-        facts = replace(attempt, started=unix(attempt.started), ended=ended)
-
-        def end() -> None:
-            number = self._keeper.kept(self._run).numbers.get(attempt.number)
-            if kept.epoch and number is not None:
-                told = replace(facts, number=number)
-                member.ledger.record_attempt(kept.name, kept.epoch, told, target, by=member.process.owner)
-
-        member.write(end)
 
 
 class Keeper:
@@ -221,7 +184,7 @@ class Keeper:
         if recording is mine and cancelling is not None:
             self.member.write(partial(self._record, run, cancelling.intent, mine))
             # Elsewhere: starting a timer takes locks.
-            self._aside.submit(partial(_bound, mine))
+            self._aside.submit(partial(bound, mine))
         return recording
 
     def joined(self, run: BaseRun, intent: Intent) -> None:
@@ -259,7 +222,7 @@ class Keeper:
 
     def keeping(self, run: BaseRun) -> Keeping:
         """How the chase after `run` is put on record."""
-        return _Chased(self, run)
+        return Chased(self, run)
 
     def settled(self, run: BaseRun, receipt: CancelReceipt) -> None:
         """A cancel has an outcome."""
@@ -289,6 +252,8 @@ class Keeper:
 
     def strike(self, run: BaseRun, wanted: Intent, deadline: float = math.inf) -> None:
         """Cancel a run as somebody elsewhere wants it. Never blocks."""
+        if run.ended:
+            self.recording(run)  # it is on record, so its outcome has to be, even if there is nothing to cancel
         run.request_cancel(
             run.intent(
                 reason=wanted.reason,
@@ -299,6 +264,8 @@ class Keeper:
                 request_id=wanted.request_id,
             )
         )
+        if run.ended and run.receipt is not None:
+            self.settled(run, run.receipt)
 
     # What other processes want
 
@@ -310,14 +277,26 @@ class Keeper:
         run = self.registry._live.get(name)
         return run if run is not None and run.kept is not None and run.kept.named else None
 
+    def meant(self, name: str, epoch: int) -> Optional[BaseRun]:
+        """That life of the run, if it is or was held here: a scope may have been left just after its cancel was put on
+        record, and what it began goes on."""
+        registry = self.registry
+        seen = [registry._live.get(name), registry._ended.get(name)]
+        seen += [each.parent for each in list(registry._remotes.values())]  # the name may have been given once more
+        for run in seen:
+            kept = None if run is None else run.kept
+            if kept is not None and kept.named and (kept.name, kept.epoch) == (name, epoch):
+                return run
+        return None
+
     def heard(self, message: Message) -> bool:
         """A signal from another process. Whether it was for us."""
         if message["do"] == "list":
             self._list(message)
             return False
-        run = self.held(str(message.get("run")))
-        epoch = message.get("epoch", 0)
-        if run is None or run.kept is None or (epoch and run.kept.epoch != epoch):
+        name, epoch = str(message.get("run")), int(message.get("epoch", 0))
+        run = self.meant(name, epoch) if epoch else self.held(name)
+        if run is None or run.kept is None:
             return False
         left = message.get("left")
         wanted = Intent(
@@ -384,17 +363,10 @@ class Keeper:
             if run is not None and not run.cancelled and self.may(run, each.intent):
                 self.strike(run, each.intent)
         for each in wanted:
-            run = self.held(each.run)
-            if run is None or run.kept is None or run.kept.epoch != each.epoch or run.cancelled:
-                continue
-            if each.outcome is not Outcome.UNCONFIRMED:
+            run = self.meant(each.run, each.epoch)
+            if run is not None and not run.cancelled and each.outcome is not Outcome.UNCONFIRMED:
                 self.strike(run, each.intent)
         try:
             self.pick_up(wanted)
         except DeadstopError as error:
             log.warning("What other processes left behind can't be looked after now: %s", error)
-
-
-def _bound(recording: Recording) -> None:
-    if not recording.done.is_set():
-        timers.at(time.monotonic() + PATIENCE, recording.late)
