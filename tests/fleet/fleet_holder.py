@@ -69,6 +69,11 @@ class Holder:
         self._held.pop(run).leave()
         return {"said": "left"}
 
+    def cancel_all(self) -> dict[str, Any]:
+        """Every run that is held here, at once."""
+        receipts = self._client.runs.cancel_all(reason="all of them")
+        return {"said": sorted(str(each.outcome.value) for each in receipts)}
+
     def cancel(self, run: str, actor: Any, reason: str, dying: str) -> dict[str, Any]:
         """``dying``: at the next time of that point."""
         if dying:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import json
-import os
-import signal
-import socket
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
 
 import hypothesis.strategies as st
 import pytest
-from fleet_homes import BOUND, HOLDER, LONG, Child
+from fleet_homes import BOUND, LONG
+from fleet_processes import Holders
 from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from worlds import until
@@ -33,55 +29,16 @@ POINTS = st.sampled_from(["", "", "", *WRITES, *SENDS])
 THERE = ("cancelled", "finished_first", "parked")
 
 
-class Process:
-    """A process that holds runs, and does what it is told."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        connection.settimeout(BOUND + 10.0)
-        self._connection = connection
-        self._lines = connection.makefile("rw")
-        self.pid = int(self._lines.readline())
-
-    def do(self, what: str, **facts: Any) -> Optional[dict[str, Any]]:
-        """Its answer; None if it died of it."""
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._lines.write(json.dumps({"do": what, **facts}) + "\n")
-            self._lines.flush()
-            line = self._lines.readline()
-            if line:
-                answer: dict[str, Any] = json.loads(line)
-                return answer
-        self.close()
-        return None
-
-    def kill(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGKILL)
-        with contextlib.suppress(ConnectionResetError):
-            assert self._lines.readline() == ""
-        self.close()
-
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._lines.close()
-        self._connection.close()
-
-
 class Host:
     """What all histories share: a ledger, a server, processes, and one that lives through all of it."""
 
-    def __init__(self, ledger: Ledger, url: str, server: FakeProcess, zygote: Child, listener: socket.socket) -> None:
-        self.ledger, self.server = ledger, server
-        self._zygote, self._listener = zygote, listener
+    def __init__(self, ledger: Ledger, url: str, server: FakeProcess, holders: Holders) -> None:
+        self.ledger, self.server, self.holders = ledger, server, holders
         self.client = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0, runs_url=url)
         self.client.runs.policy = deadstop.CancelPolicy(timeout=10.0, recheck=0)
         self.histories = itertools.count()
         self.kills = 0
-        self.processes = [self.start() for _ in range(3)]
-
-    def start(self) -> Process:
-        self._zygote.say("one more")
-        return Process(self._listener.accept()[0])
+        self.processes = [holders.start() for _ in range(3)]
 
     def finish(self) -> None:
         """Look at what the dead left behind."""
@@ -177,7 +134,7 @@ class History(RuleBasedStateMachine):
     def died(self, slot: int) -> None:
         self.host.kills += 1
         self.open = {run: held for run, held in self.open.items() if held.slot != slot}
-        self.host.processes[slot] = self.host.start()
+        self.host.processes[slot] = self.host.holders.start()
 
     # What has to hold in the end
 
@@ -231,12 +188,8 @@ class History(RuleBasedStateMachine):
 def test_any_history_of_three_processes(url: str, ledger: Ledger, child: Any) -> None:
     """I3: a cancel that was acknowledged is on record and comes to its end, whoever was killed when. I19: one by an
     actor who may not raises, is on record as refused, and no remote run notices it. And no run is cancelled twice."""
-    path = f"{os.environ['XDG_STATE_HOME']}/holders"
-    with FakeProcess(rate=50, tokens=100_000) as server, socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen()
-        listener.settimeout(BOUND)
-        host = Host(ledger, url, server, child(url, server.base_url, path, script=HOLDER), listener)
+    with FakeProcess(rate=50, tokens=100_000) as server, Holders(child, url, server.base_url) as holders:
+        host = Host(ledger, url, server, holders)
 
         class Here(History):
             pass
@@ -247,7 +200,5 @@ def test_any_history_of_three_processes(url: str, ledger: Ledger, child: Any) ->
         try:
             run_state_machine_as_test(Here, settings=steps)  # type: ignore[no-untyped-call]
         finally:
-            for each in host.processes:
-                each.kill()
             host.client.close()
         print(f"{next(host.histories)} histories, {host.kills} kills")

@@ -350,7 +350,7 @@ class Cancelling:
         if outcome in (Outcome.UNCONFIRMED, Outcome.FINISHED_FIRST):
             diagnosis = next((child.diagnosis for child in children if child.diagnosis), None)
             if self._chase is not None and self._chase.outcome is outcome:
-                diagnosis = self._chase.diagnosis()
+                diagnosis = diagnose(self._chase.facts())
             blocked = [call for call in self._calls.values() if not call.left.is_set()] or list(self._calls.values())
             if diagnosis is None and blocked and outcome is Outcome.UNCONFIRMED:
                 diagnosis = diagnose(evidence_of(blocked[0]))

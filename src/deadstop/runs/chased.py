@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, Optional
 
 from deadstop.calls import timers
 from deadstop.core.model import Attempt
-from deadstop.runs.keeping import PATIENCE, Keeping
+from deadstop.runs.keeping import PATIENCE, Keeping, Place
 from deadstop.runs.kept import Recording, unix
+from deadstop.runs.limits import Queued
 
 if TYPE_CHECKING:
+    from deadstop.core.policy import CancelPolicy
     from deadstop.runs.keeper import Keeper
     from deadstop.runs.run import BaseRun
 
@@ -28,6 +30,11 @@ class Chased(Keeping):
         recording = self._keeper.recording(self._owner)
         bound(recording)
         recording.done.notify(then)
+
+    def place(self, policy: CancelPolicy, deadline: Optional[float]) -> Place:
+        if self._run.remote is None or not (policy.concurrency or policy.rate):
+            return Place()
+        return Queued(self._keeper.line(self._run.remote.channel.base_url), policy, deadline)
 
     def sending(self, number: int) -> None:
         kept, member = self._keeper.kept(self._owner), self._keeper.member

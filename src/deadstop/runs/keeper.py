@@ -24,6 +24,7 @@ from deadstop.runs.chased import Chased, bound
 from deadstop.runs.elsewhere import Elsewhere
 from deadstop.runs.keeping import Keeping
 from deadstop.runs.kept import Kept, Recording, monotonic, unix
+from deadstop.runs.limits import Line
 from deadstop.runs.waiting import Terms
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Keeper:
         self.at_home: Callable[[Callable[[], Any]], bool] = lambda work: (work(), True)[1]
         self.pick_up: Callable[[list[IntentRecord]], None] = lambda wanted: None
         self._aside = Workers(limit=1)
+        self._lines: dict[str, Line] = {}
         member.holders.add(self)
 
     # Runs
@@ -223,6 +225,10 @@ class Keeper:
     def keeping(self, run: BaseRun) -> Keeping:
         """How the chase after `run` is put on record."""
         return Chased(self, run)
+
+    def line(self, base_url: str) -> Line:
+        """Who waits here for the limits of that server."""
+        return self._lines.get(base_url) or self._lines.setdefault(base_url, Line(self.member, base_url))
 
     def settled(self, run: BaseRun, receipt: CancelReceipt) -> None:
         """A cancel has an outcome."""
