@@ -15,6 +15,7 @@ from bench.imports import measure_imports
 from bench.latency import measure_latency
 from bench.latency_async import measure_latency_async
 from bench.leaks import measure_leaks
+from bench.ledger import measure_ledger
 from bench.overhead import measure_calls, measure_events
 from bench.remote import measure_remote
 from bench.sampling import Measure
@@ -26,6 +27,7 @@ TIMED: dict[str, Callable[[bool], Iterator[Measure]]] = {
     "cancel": measure_latency,
     "cancel-async": measure_latency_async,
     "remote": measure_remote,
+    "ledger": measure_ledger,
     "import": measure_imports,
 }
 HOW = (

@@ -27,6 +27,10 @@ from deadstop.testing import FakeOpenAI
 SOURCES = str(Path(deadstop.__file__).resolve().parents[1])
 CHILD = str(Path(__file__).with_name("fleet_child.py"))
 SWEEP = str(Path(__file__).with_name("fleet_sweep_child.py"))
+HOLDER = str(Path(__file__).with_name("fleet_holder.py"))
+LONG = int(os.environ.get("DEADSTOP_LONG", "1"))
+"""How many times longer the crash sweep and the random histories are."""
+
 BOUND = 15.0
 """How long (seconds) a test waits for a child; reached only when it fails."""
 

@@ -2,78 +2,118 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
-from typing import Any
+from typing import Any, Optional
 
-from fleet_homes import SWEEP, Child
-from worlds import PATIENCE
+import pytest
+from fleet_homes import LONG, SWEEP, Child
+from worlds import until
 
 import deadstop
+from deadstop.fleet.member import Member
 from deadstop.ledger.base import Ledger
-from deadstop.testing import FakeOpenAI
+from deadstop.testing import FakeProcess
+from deadstop.testing.runs import RunRecord
 
-LONG = int(os.environ.get("DEADSTOP_LONG", "1"))
-"""How many times the whole sweep is made. By hand: `DEADSTOP_LONG=20 pytest --timeout 3600 tests/fleet -k crash`."""
-
-
-def test_a_process_that_is_killed_at_any_point_loses_and_doubles_nothing(
-    url: str, ledger: Ledger, server: FakeOpenAI, child: Any
-) -> None:
-    """SIGKILL before and after every durable write, every request and every answer of a cancel: what is on record is
-    finished by another process, once, with the outcome that the server knows to be true; what had been acknowledged
-    is on record."""
-    client = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0, runs_url=url)
-    client.runs.policy = deadstop.CancelPolicy(timeout=10.0, recheck=0)
-    zygote: Child = child(url, server.base_url, script=SWEEP)
-    assert zygote.line() == "ready"
-    kills: Counter[str] = Counter()
-    for turn in range(LONG):
-        *_, said = one(zygote, f"chat-{turn}", "nowhere")
-        for number, at in enumerate(sorted(said)):
-            name = f"chat-{turn}-{number}"
-            killed, acknowledged, _ = one(zygote, name, at)
-            kills[at] += killed
-            finish(client, ledger)
-            judge(server, ledger, name, acknowledged, at)
-    print(f"{sum(kills.values())} kills at {len(kills)} points")
-    assert {"record_intent-after:1", "POST-before:1", "POST-left-after:1", "settle-before:1"} <= set(+kills)
-    client.close()
+KILLS = 300
+STORIES = ("scope", "pair", "address", "orphan")
 
 
-def one(zygote: Child, name: str, at: str) -> tuple[bool, bool, list[str]]:
-    """One trial: whether the process was killed, whether its cancel was acknowledged, the points that it came by."""
-    zygote.say(f"{name} {at}")
-    acknowledged, points = False, []
-    while True:
-        what, told, more = zygote.line().split()
-        assert told == name
-        if what == "over":
-            return more != "0", acknowledged, points
-        acknowledged = acknowledged or what == "acknowledged"
-        points = more.split(",") if what == "points" else points
+class Sweep:
+    """Trials, each a process of its own that is killed at one point, and what became of them."""
+
+    def __init__(self, zygote: Child) -> None:
+        self._zygote = zygote
+        assert zygote.line() == "ready"
+        self.stories: dict[str, str] = {}  # by the names of trials
+        self.points: dict[str, str] = {}
+        self.acknowledged: set[str] = set()
+        self.kills: Counter[tuple[str, str]] = Counter()
+        self.came_by: dict[str, list[str]] = {}
+
+    def run(self, trials: list[tuple[str, str]], meanwhile: Any) -> None:
+        """Run trials (story, point) to their end, and call `meanwhile()` each time that one is over."""
+        names = [f"chat-{len(self.stories) + number}" for number in range(len(trials))]
+        for name, (story, at) in zip(names, trials):
+            self.stories[name], self.points[name] = story, at
+            self._zygote.say(f"{name} {story} {at}")
+        self._zygote.say("- - end")
+        left = set(names)
+        while left:
+            what, name, more = self._zygote.line().split()
+            if what == "over":
+                assert more in ("0", "9"), f"{name} failed"
+                self.kills[self.stories[name], self.points[name]] += more == "9"
+                left.remove(name)
+                meanwhile()
+            elif what == "acknowledged":
+                self.acknowledged.add(name)
+            elif what == "points":
+                self.came_by[name] = more.split(",")
 
 
-def finish(client: Any, ledger: Ledger) -> None:
-    """Another process does what there is to do."""
-    member, until_ = client.runs._registry.keeper.member, time.monotonic() + PATIENCE
-    while ledger.open_intents():
-        assert time.monotonic() < until_, "the cancel that was left was not finished"
-        member.read(member.read_again)
-        member.reads.drain(PATIENCE)
+@pytest.mark.timeout(240 * LONG)
+def test_a_process_that_is_killed_at_any_point_loses_and_doubles_nothing(url: str, ledger: Ledger, child: Any) -> None:
+    """SIGKILL before and after every durable write, every request and every answer of a cancel, and of an orphan's
+    making: what is on record is finished by another process, once, with the outcome that the server knows to be true;
+    what had been acknowledged is on record."""
+    began = time.monotonic()
+    with FakeProcess(rate=50, tokens=100_000) as server:
+        client = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0, runs_url=url)
+        client.runs.policy = deadstop.CancelPolicy(timeout=10.0, recheck=0)
+        member = client.runs._registry.keeper.member
+        sweep = Sweep(child(url, server.base_url, script=SWEEP))
+
+        def finish() -> None:
+            """Another process does what there is to do."""
+            member.read(member.read_again)
+
+        sweep.run([(story, "nowhere") for story in STORIES], finish)
+        points = [(sweep.stories[name], at) for name, said in sweep.came_by.items() for at in sorted(said)]
+        assert {story for story, _ in points} == set(STORIES)
+        while sum(sweep.kills.values()) < KILLS * LONG:
+            before = sum(sweep.kills.values())
+            turn = points[: KILLS * LONG - before]
+            sweep.run(turn, finish)
+            assert sum(sweep.kills.values()) > before + len(turn) / 2
+            until(lambda: finished(member, ledger), "what was left to be finished")
+        truth, requests = server.runs(), {each.id: each.model for each in server.records()}
+        for name in sweep.stories:
+            judge(ledger, sweep, name, [each for each in truth if requests[each.request] == name])
+        client.close()
+    seconds = time.monotonic() - began
+    print(f"{sum(sweep.kills.values())} kills at {len(+sweep.kills)} points of {len(STORIES)} stories, {seconds:.0f} s")
+    for story in STORIES[:3]:
+        needed = {"record_intent-after:1", "POST-before:1", "POST-left-after:1", "settle-before:1"}
+        assert needed <= {at for each, at in +sweep.kills if each == story}
 
 
-def judge(server: FakeOpenAI, ledger: Ledger, name: str, acknowledged: bool, point: str) -> None:
-    """What is on record against what the server did."""
-    wanted = ledger.intent(name)
-    assert wanted is not None or not acknowledged, f"lost: {point}"
-    known = {each.ref: each for each in (ledger.remotes(name, wanted.epoch) if wanted else [])}
-    if wanted is None:
-        return
-    for run in (each for each in server.runs if f"response:{each.ids[0]}" in known):
-        assert (run.truth, run.cancels, run.most_cancels) == ("cancelled", 1, 1), f"{point}: {run}"
-        assert known[f"response:{run.ids[0]}"].terminal, point
-    (outcome,) = ledger.receipts(name)
-    assert (outcome.outcome, outcome.receipt.actor) == ("cancelled", "sweep"), point
-    assert known, point
+def finished(member: Member, ledger: Ledger) -> bool:
+    """Look once more at what there is to do; whether it is nothing."""
+    member.read(member.read_again)
+    member.reads.drain(5.0)
+    return not ledger.open_intents() and not ledger.orphans(silent=0.0, now=time.time())
+
+
+def judge(ledger: Ledger, sweep: Sweep, name: str, truth: list[RunRecord]) -> None:
+    """What is on record of a trial against what the server did."""
+    story, told = sweep.stories[name], f"{name}: {sweep.stories[name]} at {sweep.points[name]}"
+    names = [f"response:{each.id}" for each in truth] if story == "address" else [name]
+    for run in names:
+        wanted = ledger.intent(run)
+        assert wanted is not None or name not in sweep.acknowledged, f"lost: {told}"
+        known = {each.ref: each for each in ledger.remotes(run, 1)}
+        if wanted is None:
+            assert story != "orphan" or not known or sweep.points[name] == "nowhere", f"lost: {told}"
+            continue
+        assert known, told
+        for each in truth:
+            kept = known.get(f"response:{each.id}")
+            if kept is not None or name in sweep.acknowledged:
+                assert (each.truth, each.cancels, each.most_cancels) == ("cancelled", 1, 1), f"{told}: {each}"
+                assert kept is not None, told
+                assert kept.terminal, told
+        (outcome,) = ledger.receipts(run)
+        actor: Optional[str] = None if story == "orphan" else "sweep"
+        assert (outcome.outcome, outcome.receipt.actor) == ("cancelled", actor), told

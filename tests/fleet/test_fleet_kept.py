@@ -15,8 +15,10 @@ from worlds import CHAT, until
 
 import deadstop
 from deadstop import CancelPolicy, RunCancelledError
+from deadstop.core.model import Intent
 from deadstop.errors import LedgerError, LedgerUnavailable, LedgerUrlError, UsageError
 from deadstop.ledger.base import Ledger
+from deadstop.ledger.facts import Process
 from deadstop.testing import FakeOpenAI
 
 JSON = Dict[str, object]  # noqa: UP006
@@ -212,3 +214,43 @@ def test_a_run_that_was_cancelled_before_it_was_opened_is_born_cancelled(
         again = world.client(quick.base_url, runs_url=client.__dict__["_deadstop_url"])
         assert world.run(world.create, again, "chat-42", **{key: CHAT[key] for key in CHAT})
         world.close(again)
+
+
+def test_a_cancel_that_was_recorded_before_its_scope_was_left_is_done(
+    world: Any, client: Any, ledger: Ledger, server: FakeOpenAI
+) -> None:
+    """The canceller died before it could signal, and the scope was left before the record was read again: what the
+    scope has begun is cancelled all the same, though its name is in use once more."""
+    begin(world, client, "chat-42")
+    call = world.start(world.create, client, "chat-42")
+    until(lambda: any(run.calls for run in client.runs.list()), "a call")
+    assert cancelled_by_the_dead(client, ledger) == "cancelled"
+    assert server.runs[0].truth == "cancelled"
+    assert not call.done
+    world.run(client.runs.cancel, "chat-42")
+    assert isinstance(call.failure(), RunCancelledError)
+
+
+def test_a_cancel_of_a_scope_that_had_nothing_left_has_an_outcome(world: Any, url: str, ledger: Ledger) -> None:
+    """The same where all was over: it had finished first, and nobody looks at it again."""
+    with FakeOpenAI(rate=0, tokens=3) as quick:
+        client = world.client(quick.base_url, runs_url=url)
+        world.run(world.create, client, "chat-42", {"cancellers": ["ann"]})
+        assert cancelled_by_the_dead(client, ledger) == "finished_first"
+        world.close(client)
+
+
+def cancelled_by_the_dead(client: Any, ledger: Ledger) -> str:
+    """The first life of the run is cancelled by a process that dies then. What becomes of it."""
+    on_record(client)
+    by, now = Process("gone:1:1", "gone", 1), time.time()
+    ledger.record_intent(Intent("chat-42", 1, actor="ann", at=now), by, now=now)
+    member = client.runs._registry.keeper.member
+
+    def settled() -> bool:
+        member.read(member.read_again)
+        on_record(client)
+        return bool(ledger.receipts("chat-42"))
+
+    until(settled, "an outcome")
+    return ledger.receipts("chat-42")[0].outcome.value

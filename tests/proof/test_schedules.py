@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from simulated import FAULTS, VirtualClock, Wire, server_run
 
+from deadstop.core.diagnosis import diagnose
 from deadstop.core.machine import Replied
 from deadstop.core.model import Cause, Evidence, Intent, Level, Outcome, RunStatus
 from deadstop.core.policy import CancelPolicy
 from deadstop.kinds import register as kinds
 from deadstop.kinds.base import Ref
-from deadstop.runs import chase as chase_module
+from deadstop.runs import rationing
 from deadstop.runs.chase import Chase
 from deadstop.runs.remote import Remote
 
@@ -89,7 +90,7 @@ def play(seed: int, faults: Sequence[str] = FAULTS, *, calm: bool = False) -> di
     check(where, settled, chase, wire, server, fault, never_ran=never_ran, ref=ref)
     if lost and settled[0][0] < asked + 2.6:
         assert settled[0][1] in (Outcome.UNCONFIRMED, Outcome.CANCELLED), where
-    chase_module._budgets.clear()
+    rationing._budgets.clear()
     return {"fault": fault, "outcome": settled[0][1], "cancels": wire.cancels, "most": wire.most}
 
 
@@ -132,7 +133,7 @@ def check(
     assert "one" not in ids, f"I8 {where}"
     # I17: an unconfirmed one says why.
     if outcomes[-1] is Outcome.UNCONFIRMED:
-        assert chase.diagnosis().klass, f"I17 {where}"
+        assert diagnose(chase.facts()).klass, f"I17 {where}"
     # Nothing is sent for a run that is known to be over.
     last = settled[-1][0]
     if outcomes[-1] is not Outcome.UNCONFIRMED:

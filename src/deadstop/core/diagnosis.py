@@ -36,8 +36,9 @@ class Facts:
     fell silent half-way. ``statuses`` are HTTP statuses seen besides those of ``attempts``. ``accepted``:
     the server took the cancel on. ``status`` is the run's last known status, ``status_word`` the provider's
     word for it. ``finished_before`` is the terminal status the run had before the intent, if it had one.
-    ``id_known``: there was something to address a cancel to. ``wanted``: the evidence that was asked for, where the
-    server's word, that it is cancelled, is all there is. ``pool_wait`` and ``elapsed`` are seconds.
+    ``held_back``: the cancel waited in vain for a place within the policy's limits. ``id_known``: there was something
+    to address a cancel to. ``wanted``: the evidence that was asked for, where the server's word, that it is cancelled,
+    is all there is. ``pool_wait`` and ``elapsed`` are seconds.
     """
 
     target: Target = Target.IN_FLIGHT
@@ -52,6 +53,7 @@ class Facts:
     status_word: str | None = None
     finished_before: str | None = None
     wrong_target: bool = False
+    held_back: bool = False
     id_known: bool = True
     wanted: str | None = None
     pool_wait: float | None = None
@@ -141,6 +143,8 @@ def _ignored(f: Facts) -> str | None:
 def _not_sent(f: Facts) -> str | None:
     if f.target is Target.UNBORN and not f.id_known and not f.connection_lost:
         return "The run's id was never learned, so there was nothing to send a cancel to."
+    if _remote(f) and not f.attempts and f.held_back:
+        return "No cancel request left this process: others had the places that the policy's limits leave."
     if _remote(f) and not f.attempts and not f.connection_lost:
         return "No cancel request left this process."
     return None

@@ -77,6 +77,9 @@ class CancelPolicy:
       ``events`` (its event stream), or ``engine`` (a server whose word is known to mean that the work has stopped).
     - ``drain``: how long a cancelled stream may be read on, unseen, to learn its true usage; within the timeout. The
       server is left at work meanwhile. 0: not at all.
+    - ``concurrency``: how many cancel requests of remote runs may be under way to one server at once, and ``rate``: how
+      many may be sent to it per second, evenly spaced; both over all processes that share the client's ledger, and
+      only where it uses one. What has to wait longer than its timeout is ``unconfirmed``. 0: no limit.
 
     Raises UsageError for a value it can't keep its promise with.
     """
@@ -92,6 +95,8 @@ class CancelPolicy:
     recheck: float = 5.0
     evidence: Evidence = Evidence.STATUS
     drain: float = 0.0
+    concurrency: int = 0
+    rate: float = 0.0
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -183,6 +188,7 @@ def _table(name: str, value: Any) -> Mapping[str, Any]:
 _SECONDS_ABOVE_ZERO = ("timeout", "attempt_timeout", "poll", "backoff.initial", "backoff.maximum")
 _NAMES = (
     *("timeout", "attempt_timeout", "grace", "poll", "wait", "on_timeout", "give_up", "recheck", "evidence", "drain"),
+    *("concurrency", "rate"),
     *("backoff.initial", "backoff.maximum", "backoff.multiplier", "backoff.jitter"),
 )
 
@@ -207,7 +213,12 @@ def _setting(name: str, value: Any, source: str | None = None) -> Any:
         if not isinstance(value, Backoff):
             raise UsageError(f"{said}: give a Backoff, such as Backoff(initial=0.5, maximum=4).")
         return value
-    return _number(name, value, source)
+    number = _number(name, value, source)
+    if name == "concurrency":
+        if number != int(number):
+            raise UsageError(f"{said}: give a whole number of requests, or 0 for no limit.")
+        return int(number)
+    return number
 
 
 def _number(name: str, value: Any, source: str | None = None) -> float:

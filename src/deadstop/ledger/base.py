@@ -205,6 +205,33 @@ class Ledger(ABC):
         of that file, until it has given back all its claims; others get None. Postgres: over the whole fleet.
         """
 
+    # Limits.
+
+    @abstractmethod
+    def admit(
+        self,
+        server: str,
+        permit: str,
+        *,
+        at_once: int,
+        per_second: float,
+        lasts: float,
+        by: str,
+        deadline: float,
+        now: float,
+    ) -> Optional[float]:
+        """A place among the requests that all processes send to ``server``: at most ``at_once`` of them under way, and
+        ``per_second`` begun in each second, evenly spaced (0: no limit).
+
+        Returns when (unix seconds) the request may be sent: now, or later. None if no place is free now, or none before
+        ``deadline``: ask again. The place is ``permit``'s until `dismiss`, until its owner leaves, or for ``lasts``
+        seconds, which no request may take longer than.
+        """
+
+    @abstractmethod
+    def dismiss(self, permit: str) -> None:
+        """The request is over. Again is fine."""
+
     # Listings: newest first unless said otherwise, at most ``limit``.
 
     @abstractmethod

@@ -45,7 +45,11 @@ class Book(Ledger):
         self.engine.write(lambda tx: tx.do("enter_process", **values))
 
     def leave(self, owner: str, *, now: float) -> None:
-        self.engine.write(lambda tx: tx.do("leave_process", owner=rows.clean(owner), now=float(now)))
+        def job(tx: Transaction) -> None:
+            tx.do("leave_process", owner=rows.clean(owner), now=float(now))
+            tx.do("end_permits_of", owner=rows.clean(owner))
+
+        self.engine.write(job)
 
     def processes(self) -> list[Process]:
         return self.engine.read(lambda tx: [rows.process(each) for each in tx.all("list_processes")])
@@ -211,6 +215,39 @@ class Book(Ledger):
 
     def claim(self, run: str) -> Optional[Claim]:
         return self.engine.claim(rows.name(run))
+
+    # Limits.
+
+    def admit(
+        self,
+        server: str,
+        permit: str,
+        *,
+        at_once: int,
+        per_second: float,
+        lasts: float,
+        by: str,
+        deadline: float,
+        now: float,
+    ) -> Optional[float]:
+        at = {"server": rows.bare(server), "now": float(now)}
+        owned = {"permit": rows.clean(permit), "owner": rows.clean(by)}
+
+        def full(tx: Transaction) -> bool:
+            return bool(at_once) and rules.sure(tx.one("permits_out", **at))["number"] >= at_once
+
+        def job(tx: Transaction) -> Optional[float]:
+            tx.lock(f"server {at['server']}")
+            if full(tx):
+                return None
+            return rules.admit(tx, at, owned, float(now), per_second, lasts if at_once else 0.0, deadline)
+
+        if self.engine.read(full):
+            return None  # what nearly all find who have to wait, without a write
+        return self.engine.write(job)
+
+    def dismiss(self, permit: str) -> None:
+        self.engine.write(lambda tx: tx.do("end_permit", permit=rows.clean(permit)))
 
     # Listings.
 

@@ -137,6 +137,29 @@ def join(tx: Transaction, where: dict[str, Any], values: dict[str, Any], park: O
     return Recorded(sure(record), first=before is None)
 
 
+def admit(
+    tx: Transaction,
+    at: dict[str, Any],
+    owned: dict[str, Any],
+    now: float,
+    per_second: float,
+    lasts: float,
+    deadline: float,
+) -> Optional[float]:
+    """When a request may be sent to that server; the next one may a while later. None: not before the deadline."""
+    when = now
+    if per_second:
+        lane = tx.one("lane", server=at["server"])
+        when = max(now, lane["free_at"]) if lane is not None else now
+        if when >= deadline:
+            return None
+        tx.do("put_lane", server=at["server"], free_at=when + 1.0 / per_second)
+    if lasts:
+        tx.do("expire_permits", **at)
+        tx.do("insert_permit", **owned, server=at["server"], until=when + lasts)
+    return when
+
+
 def expire(tx: Transaction, run: str, epoch: int, now: float) -> None:
     """A tombstone that nobody took up, or may take up, is over."""
     intent = rows.intent(sure(tx.one("intent", run=run, epoch=epoch)))

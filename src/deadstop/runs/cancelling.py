@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from deadstop.calls.call import Call, current_call
 from deadstop.calls.completion import Completion
-from deadstop.core.diagnosis import diagnose
 from deadstop.core.machine import (
     CallFinished,
     CallLeft,
@@ -30,12 +29,12 @@ from deadstop.core.machine import (
     InterruptCall,
     step,
 )
-from deadstop.core.model import CancelReceipt, Delivered, Evidence, Intent, Level, Outcome
+from deadstop.core.model import CancelReceipt, Intent, Level, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.runs import telling
 from deadstop.runs.chase import Chase
-from deadstop.runs.draining import usage_of
-from deadstop.runs.receipts import evidence_of, noted, remote_facts
+from deadstop.runs.receipts import noted
+from deadstop.runs.summary import sum_up
 
 if TYPE_CHECKING:
     from deadstop.runs.remote import Remote
@@ -45,8 +44,6 @@ __all__ = ["Asked", "Cancelling"]
 
 Asked = Union[Intent, Callable[[], Intent]]
 """An intent, or what makes it: always the same one."""
-
-_UNANSWERED = (None, Outcome.SENT, Outcome.ACCEPTED, Outcome.PARKED)
 
 
 class Cancelling:
@@ -342,59 +339,7 @@ class Cancelling:
 
     def snapshot(self, level: Optional[Level] = None) -> CancelReceipt:
         """The receipt as it would be now. With a `level`, short of confirmed, for whoever waits for no more."""
-        intent = self.intent
-        facts = tuple(call.facts() for call in self._calls.values())
-        children = self._receipts(level)
-        outcome, evidence = self._outcome(children, level)
-        diagnosis = None
-        if outcome in (Outcome.UNCONFIRMED, Outcome.FINISHED_FIRST):
-            diagnosis = next((child.diagnosis for child in children if child.diagnosis), None)
-            if self._chase is not None and self._chase.outcome is outcome:
-                diagnosis = self._chase.diagnosis()
-            blocked = [call for call in self._calls.values() if not call.left.is_set()] or list(self._calls.values())
-            if diagnosis is None and blocked and outcome is Outcome.UNCONFIRMED:
-                diagnosis = diagnose(evidence_of(blocked[0]))
-        every = (*facts, *(fact for child in children for fact in child.calls))
-        return CancelReceipt(
-            run=self.run.name,
-            outcome=outcome,
-            reason=intent.reason,
-            actor=intent.actor,
-            cause=intent.cause,
-            level=level or intent.level,
-            **remote_facts(self.run.remote, self._chase),
-            elapsed=(self._settled_at or time.monotonic()) - intent.at,
-            delivered=Delivered(
-                self.run.chunks + sum(fact.chunks for fact in every),
-                self.run.characters + sum(fact.characters for fact in every),
-            ),
-            usage=usage_of(facts, children) if self.run.remote is None else None,
-            evidence=evidence,
-            diagnosis=diagnosis,
-            calls=facts,
-            children=children,
-            later=self._later(),
-            request_id=intent.request_id,
-        )
+        return sum_up(self, level)
 
     def _later(self) -> tuple[tuple[Optional[str], Optional[str]], ...]:
         return tuple((intent.reason, intent.actor) for intent in list(self._late))
-
-    def _outcome(self, children: tuple[CancelReceipt, ...], level: Optional[Level]) -> tuple[Outcome, Evidence]:
-        outcomes = {machine.outcome for machine in self._machines.values()} | {child.outcome for child in children}
-        if self.run.remote is not None:
-            outcomes.add(None if self._chase is None else self._chase.outcome)
-        if Outcome.UNCONFIRMED in outcomes:
-            return Outcome.UNCONFIRMED, Evidence.NONE
-        if outcomes & set(_UNANSWERED) or not self._begun:
-            if outcomes == {Outcome.PARKED}:
-                return Outcome.PARKED, Evidence.NONE
-            return (Outcome.SENT if level is Level.SENT else Outcome.ACCEPTED), Evidence.NONE
-        if self._chase is not None:
-            return self._chase.outcome or Outcome.SENT, self._chase.machine.evidence
-        found = [child.evidence for child in children if child.kind is not None]
-        evidence = found[0] if found else Evidence.TRANSPORT
-        too_late = outcomes == {Outcome.FINISHED_FIRST} and (self.run.anonymous or bool(found))
-        if self.finished_before or too_late:
-            return Outcome.FINISHED_FIRST, evidence
-        return Outcome.CANCELLED, evidence

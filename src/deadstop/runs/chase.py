@@ -7,7 +7,6 @@ read elsewhere, a canceller whose time is up); they are queued, and whoever gets
 from __future__ import annotations
 
 import math
-import random
 import threading
 from collections import deque
 from dataclasses import replace
@@ -17,9 +16,8 @@ from typing import Any, Callable, Optional
 from deadstop.calls.clock import REAL, Clock
 from deadstop.calls.completion import Completion
 from deadstop.calls.errand import Result
-from deadstop.core.budget import Budget, plan
 from deadstop.core.cancellation import Target
-from deadstop.core.diagnosis import Facts, diagnose
+from deadstop.core.diagnosis import Facts
 from deadstop.core.machine import (
     AbandonWait,
     Answer,
@@ -39,7 +37,6 @@ from deadstop.core.machine import (
     Recorded,
     Replied,
     RequestLeft,
-    RetryPlanned,
     SendCancel,
     SendFailed,
     Settle,
@@ -48,18 +45,17 @@ from deadstop.core.machine import (
     TimerFired,
     step,
 )
-from deadstop.core.model import Attempt, Diagnosis, Evidence, Intent, Level, Outcome, Phase, RunStatus
+from deadstop.core.model import Attempt, Evidence, Intent, Level, Outcome, Phase, RunStatus
 from deadstop.core.policy import CancelPolicy
 from deadstop.kinds.servers import UNKNOWN, recognise
-from deadstop.runs.keeping import UNKEPT, Keeping
+from deadstop.runs.keeping import UNKEPT, Keeping, Place
+from deadstop.runs.rationing import plan_retry
 from deadstop.runs.remote import Remote
 
 __all__ = ["Chase"]
 
 HOPELESS = 2
 """After how many status reads that can't succeed (401, 403, 404 of a run that is not young) a chase ends early."""
-
-_budgets: dict[str, Budget] = {}  # by base URL: retries are rationed for each server (I20)
 
 
 class Chase:
@@ -101,6 +97,7 @@ class Chase:
         self._hopeless = 0
         self._stopped = False
         self._wrong_target = False
+        self._held_back = False
         self._connection_lost = False
         self._phase = Phase.UNKNOWN
         self._statuses: list[int] = []
@@ -182,12 +179,13 @@ class Chase:
             self._inbox.append(Replied(at=now, attempt=effect.attempt, status=202, run=taken, word=self.remote.word))
         elif isinstance(effect, SendCancel):
             request = self.remote.kind.to_cancel(self._ref)
-            self._keeping.sending(effect.attempt)
             self._send(request, effect.attempt, partial(self._replied, effect.attempt), cancel=True)
         elif isinstance(effect, ReadStatus):
             self._read(effect.read)
         elif isinstance(effect, PlanRetry):
-            self._inbox.append(self._plan(effect, now))
+            self._inbox.append(
+                plan_retry(self.remote.channel.base_url, effect, self.policy, self.machine.deadline, now)
+            )
         elif isinstance(effect, StartTimer):
             event = TimerFired(at=now + effect.delay, timer=effect.timer)
             self._timers.append(self._clock.at(event.at, lambda: self.feed(event)))
@@ -222,19 +220,6 @@ class Chase:
         for each in [*self._bounds, *self._timers]:
             each.stop()
 
-    def _plan(self, effect: PlanRetry, now: float) -> RetryPlanned:
-        server = self.remote.channel.base_url
-        deadline = self.machine.deadline
-        planned, _budgets[server] = plan(
-            effect,
-            at=now,
-            deadline=deadline if deadline is not None else now,
-            backoff=self.policy.backoff,
-            budget=_budgets.get(server) or Budget(),
-            random=random.random(),
-        )
-        return planned
-
     # Requests
 
     @property
@@ -253,19 +238,35 @@ class Chase:
             if self._stopped or (self.machine.settled is not None and self.machine.outcome is not Outcome.UNCONFIRMED):
                 free()
                 return
-            if not self._may():
-                free()
-                self.stop()  # somebody else goes on
-                return
+
+            place = self._keeping.place(self.policy, self.machine.deadline) if cancel else Place()
 
             def finished(result: Result) -> None:
                 self._abandon = _nothing
+                place.leave()
                 free()
                 done(result)
 
-            left = partial(self._left, number) if cancel else _nothing
-            guard = () if math.isinf(self._keeping.left()) else (self._may,)
-            self._abandon = self.remote.channel.send(request, number, self._time_left(), left, finished, *guard)
+            def go() -> None:
+                if not self._may():
+                    self._abandon = _nothing
+                    place.leave()
+                    free()
+                    self.stop()  # somebody else goes on
+                    return
+                if cancel:
+                    self._keeping.sending(number)
+                left = partial(self._left, number) if cancel else _nothing
+                guard = () if math.isinf(self._keeping.left()) else (self._may,)
+                self._abandon = self.remote.channel.send(request, number, self._time_left(), left, finished, *guard)
+
+            def give_up() -> None:
+                if place.leave():
+                    self._held_back = True
+                    free()
+
+            self._abandon = give_up
+            place.take(go)
 
         self.remote.in_turn(send)
 
@@ -370,27 +371,26 @@ class Chase:
         found = max(self.machine.evidence, self.remote.server.word, key=lambda evidence: evidence.rank)
         return found.rank < self.policy.evidence.rank
 
-    def diagnosis(self) -> Diagnosis:
-        """Why it is unconfirmed."""
+    def facts(self) -> Facts:
+        """What a diagnosis goes by."""
         machine, remote = self.machine, self.remote
-        finished_before = remote.word if machine.over is RunStatus.FINISHED else None
-        return diagnose(
-            Facts(
-                target=machine.target,
-                attempts=tuple(self.cancels),
-                phase=self._phase,
-                caller_inside=True,
-                connection_lost=self._connection_lost,
-                statuses=tuple(self._statuses),
-                accepted=machine.accepted,
-                status=RunStatus.GONE if self._statuses and self._statuses[-1] == 404 else remote.status,
-                status_word=remote.word,
-                finished_before=finished_before,
-                wrong_target=self._wrong_target,
-                id_known=remote.ref is not None,
-                wanted=self.policy.evidence.value if self.doubtful else None,
-                elapsed=self._clock.now() - machine.intent.at if machine.intent is not None else None,
-            )
+        gone = bool(self._statuses) and self._statuses[-1] == 404
+        return Facts(
+            target=machine.target,
+            attempts=tuple(self.cancels),
+            phase=self._phase,
+            caller_inside=True,
+            connection_lost=self._connection_lost,
+            statuses=tuple(self._statuses),
+            accepted=machine.accepted,
+            status=RunStatus.GONE if gone else remote.status,
+            status_word=remote.word,
+            finished_before=remote.word if machine.over is RunStatus.FINISHED else None,
+            wrong_target=self._wrong_target,
+            held_back=self._held_back,
+            id_known=remote.ref is not None,
+            wanted=self.policy.evidence.value if self.doubtful else None,
+            elapsed=self._clock.now() - machine.intent.at if machine.intent is not None else None,
         )
 
 

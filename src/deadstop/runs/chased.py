@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Callable
+from typing import TYPE_CHECKING, Callable, Optional
 
 from deadstop.calls import timers
 from deadstop.core.model import Attempt
-from deadstop.runs.keeping import PATIENCE, Keeping
+from deadstop.runs.keeping import PATIENCE, Keeping, Place
 from deadstop.runs.kept import Recording, unix
+from deadstop.runs.limits import Queued
 
 if TYPE_CHECKING:
+    from deadstop.core.policy import CancelPolicy
     from deadstop.runs.keeper import Keeper
     from deadstop.runs.run import BaseRun
 
@@ -33,6 +35,11 @@ class Chased(Keeping):
     def left(self) -> float:
         claim = self._keeper.kept(self._owner).claim
         return math.inf if claim is None else claim.left
+
+    def place(self, policy: CancelPolicy, deadline: Optional[float]) -> Place:
+        if self._run.remote is None or not (policy.concurrency or policy.rate):
+            return Place()
+        return Queued(self._keeper.line(self._run.remote.channel.base_url), policy, deadline)
 
     def sending(self, number: int) -> None:
         kept, member = self._keeper.kept(self._owner), self._keeper.member

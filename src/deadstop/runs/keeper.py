@@ -24,6 +24,7 @@ from deadstop.runs.chased import Chased, bound
 from deadstop.runs.elsewhere import Elsewhere
 from deadstop.runs.keeping import Keeping
 from deadstop.runs.kept import Kept, Recording, monotonic, unix
+from deadstop.runs.limits import Line
 from deadstop.runs.waiting import Terms
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Keeper:
         self.at_home: Callable[[Callable[[], Any]], bool] = lambda work: (work(), True)[1]
         self.pick_up: Callable[[list[IntentRecord]], None] = lambda wanted: None
         self._aside = Workers(limit=1)
+        self._lines: dict[str, Line] = {}
         member.holders.add(self)
 
     # Runs
@@ -224,6 +226,10 @@ class Keeper:
         """How the chase after `run` is put on record."""
         return Chased(self, run)
 
+    def line(self, base_url: str) -> Line:
+        """Who waits here for the limits of that server."""
+        return self._lines.get(base_url) or self._lines.setdefault(base_url, Line(self.member, base_url))
+
     def settled(self, run: BaseRun, receipt: CancelReceipt) -> None:
         """A cancel has an outcome."""
         if run.kept is not None and run.kept.recording is not None:
@@ -254,6 +260,8 @@ class Keeper:
 
     def strike(self, run: BaseRun, wanted: Intent, deadline: float = math.inf) -> None:
         """Cancel a run as somebody elsewhere wants it. Never blocks."""
+        if run.ended:
+            self.recording(run)  # it is on record, so its outcome has to be, even if there is nothing to cancel
         run.request_cancel(
             run.intent(
                 reason=wanted.reason,
@@ -264,6 +272,8 @@ class Keeper:
                 request_id=wanted.request_id,
             )
         )
+        if run.ended and run.receipt is not None:
+            self.settled(run, run.receipt)
 
     # What other processes want
 
@@ -275,14 +285,26 @@ class Keeper:
         run = self.registry._live.get(name)
         return run if run is not None and run.kept is not None and run.kept.named else None
 
+    def meant(self, name: str, epoch: int) -> Optional[BaseRun]:
+        """That life of the run, if it is or was held here: a scope may have been left just after its cancel was put on
+        record, and what it began goes on."""
+        registry = self.registry
+        seen = [registry._live.get(name), registry._ended.get(name)]
+        seen += [each.parent for each in list(registry._remotes.values())]  # the name may have been given once more
+        for run in seen:
+            kept = None if run is None else run.kept
+            if kept is not None and kept.named and (kept.name, kept.epoch) == (name, epoch):
+                return run
+        return None
+
     def heard(self, message: Message) -> bool:
         """A signal from another process. Whether it was for us."""
         if message["do"] == "list":
             self._list(message)
             return False
-        run = self.held(str(message.get("run")))
-        epoch = message.get("epoch", 0)
-        if run is None or run.kept is None or (epoch and run.kept.epoch != epoch):
+        name, epoch = str(message.get("run")), int(message.get("epoch", 0))
+        run = self.meant(name, epoch) if epoch else self.held(name)
+        if run is None or run.kept is None:
             return False
         left = message.get("left")
         wanted = Intent(
@@ -360,10 +382,8 @@ class Keeper:
             if run is not None and not run.cancelled and self.may(run, each.intent):
                 self.strike(run, each.intent)
         for each in wanted:
-            run = self.held(each.run)
-            if run is None or run.kept is None or run.kept.epoch != each.epoch or run.cancelled:
-                continue
-            if each.outcome is not Outcome.UNCONFIRMED:
+            run = self.meant(each.run, each.epoch)
+            if run is not None and not run.cancelled and each.outcome is not Outcome.UNCONFIRMED:
                 self.strike(run, each.intent)
         try:
             self.pick_up(wanted)

@@ -3,14 +3,29 @@
 from __future__ import annotations
 
 import math
-from typing import Callable
+from typing import TYPE_CHECKING, Callable, Optional
 
 from deadstop.core.model import Attempt
 
-__all__ = ["PATIENCE", "UNKEPT", "Keeping"]
+if TYPE_CHECKING:
+    from deadstop.core.policy import CancelPolicy
+
+__all__ = ["PATIENCE", "UNKEPT", "Keeping", "Place"]
 
 PATIENCE = 1.0
 """How long (seconds) a run or a cancel waits for the ledger before it goes on without."""
+
+
+class Place:
+    """A request's place among those that may be sent, where there is no limit."""
+
+    def take(self, then: Callable[[], None]) -> None:
+        """Call `then` once it may be sent."""
+        then()
+
+    def leave(self) -> bool:
+        """The request is over, or not wanted any more. True: it was still waiting, and `then` will not be called."""
+        return False
 
 
 class Keeping:
@@ -23,6 +38,10 @@ class Keeping:
     def left(self) -> float:
         """For how many seconds this process may act on the run at the least. Asked before anything is sent."""
         return math.inf
+
+    def place(self, policy: CancelPolicy, deadline: Optional[float]) -> Place:
+        """A place for one cancel request, within the limits of the policy; `deadline` is on the monotonic clock."""
+        return Place()
 
     def sending(self, number: int) -> None:
         """A cancel request is about to be sent."""

@@ -11,6 +11,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Optional
 
+from deadstop.calls import timers
 from deadstop.core.model import CancelReceipt, Cause, Evidence, Intent, Outcome
 from deadstop.errors import UnknownRunError
 from deadstop.kinds import register as kinds
@@ -37,6 +38,9 @@ AT_MOST = 300.0
 
 MOST = 32
 """How many cancels one client finishes at once. The others are left for the next process, or the next look."""
+
+UNDER_WAY = 0.5
+"""How long (seconds) a request of a dead process may still be on its way to the server: its status is read after."""
 
 
 class PickUp:
@@ -222,6 +226,10 @@ class _Finish:
         self._lock = threading.Lock()
 
     def begin(self) -> None:
+        """Never blocks."""
+        timers.at(time.monotonic() + UNDER_WAY, self._look)
+
+    def _look(self) -> None:
         registry = self._scope.registry
         for child in list(self._scope.children.values()):
             remote: Any = child.remote

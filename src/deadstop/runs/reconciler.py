@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from deadstop.calls import timers
 from deadstop.calls.errand import Result
+from deadstop.core.diagnosis import diagnose
 from deadstop.core.model import Cause, Evidence, Intent, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.runs.chase import Chase
@@ -88,7 +89,7 @@ class Reconciler:
         self._chases.pop(id(chase.remote), None)
         outcome = chase.machine.outcome
         if outcome is Outcome.UNCONFIRMED:
-            log.warning("Gave up on cancelling %r: %s", run.name, chase.diagnosis())
+            log.warning("Gave up on cancelling %r: %s", run.name, diagnose(chase.facts()))
         else:
             log.info("The cancel of %r went on after its timeout, and came to: %s.", run.name, outcome)
 

@@ -1,4 +1,4 @@
--- Version 2: who acts on a run's cancel, and until when at the least. By the database's clock.
+-- Version 3: who acts on a run's cancel, and until when at the least. By the database's clock.
 
 CREATE TABLE deadstop_claims (
     run         TEXT NOT NULL PRIMARY KEY CHECK (run <> ''),
