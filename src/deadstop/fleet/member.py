@@ -253,7 +253,7 @@ class Member:
 
     def _hear(self, post: Union[Post, Wire, None]) -> None:
         due = 0.0
-        while not self._closed and post is self.post:
+        while post is self.post and not (self._closed and post is None):  # the others are closed when all is written
             self._resting = not (self.holding() or self.waiting)
             wait = RESTING if self._resting else TICK
             now = time.monotonic()
@@ -342,13 +342,12 @@ class Member:
         self._closed = True
         if not self.private:
             self.write(lambda: self.ledger.leave(self.process.owner, now=time.time()))
-        if self.wire is not None:
-            self.writes.drain(timeout)  # as long as it listens nobody takes it for dead
+        written = self.writes.drain(timeout)
         if self.post is not None:
-            self.post.close()
+            self.post.close()  # not before: who finds it closed takes up what is still to be written
         if self.wire is not None:
             self._listener.join(timeout)
-        if self.writes.drain(timeout):
+        if written:
             self.reads.drain(timeout)
             self.ledger.close()
 
