@@ -253,7 +253,7 @@ class Member:
 
     def _hear(self, post: Union[Post, Wire, None]) -> None:
         due = 0.0
-        while not self._closed and post is self.post:
+        while post is self.post and not (self._closed and post is None):  # the others are closed when all is written
             self._resting = not (self.holding() or self.waiting)
             wait = RESTING if self._resting else TICK
             now = time.monotonic()
