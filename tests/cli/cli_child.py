@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import inspect
 import os
 import queue
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +27,14 @@ QUIET = "ignore:You seem to already have a custom sys.excepthook:RuntimeWarning"
 SOURCES = str(Path(deadstop.__file__).resolve().parents[1])
 
 
+@functools.cache
+def state() -> str:
+    """A directory for the ledgers of these tests: not this user's own."""
+    made = tempfile.mkdtemp(prefix="ds-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
+
+
 class Child:
     """A running `python -m deadstop ...`."""
 
@@ -36,7 +48,14 @@ class Child:
             stderr=subprocess.PIPE,
             text=True,
             cwd=cwd,
-            env={**clean, "PYTHONPATH": path, "PYTHONUNBUFFERED": "1", "PYTHONWARNINGS": QUIET, **env},
+            env={
+                **clean,
+                "XDG_STATE_HOME": state(),
+                "PYTHONPATH": path,
+                "PYTHONUNBUFFERED": "1",
+                "PYTHONWARNINGS": QUIET,
+                **env,
+            },
         )
         self._lines: queue.Queue[str | None] = queue.Queue()
         self._read: list[str] = []

@@ -21,6 +21,8 @@ app = typer.Typer(
 
 Later = list[Callable[[], int]]
 
+_Url = typer.Option(None, "--url", envvar="DEADSTOP_URL", help="The ledger; sqlite: (this user's own) if not given.")
+
 
 def run() -> int:
     """Run the command in `sys.argv`; the exit code."""
@@ -51,14 +53,16 @@ def _exec(
     arguments: Optional[list[str]] = typer.Argument(None, metavar="ARGS", help="What the script gets."),  # noqa: B008
     module: bool = typer.Option(False, "-m", help="Run a module, as python -m does."),
     grace: float = typer.Option(2.0, min=0.0, help="Seconds for the cancels when a signal comes."),
+    url: Optional[str] = _Url,
 ) -> None:
     """Run an unmodified script whose openai calls are cancelled on SIGINT and SIGTERM.
 
     The script finds deadstop's clients and errors under the names of the openai module. On a signal every live run is
-    cancelled, each receipt is printed on standard error, and the exit code is 130 or 143.
+    cancelled, each receipt is printed on standard error, and the exit code is 130 or 143. Other terminals see its runs
+    with `deadstop ps`, and cancel them.
     """
     execute = importlib.import_module("deadstop.cli.exec").execute
-    context.obj.append(lambda: execute(target, list(arguments or ()), module=module, grace=grace))
+    context.obj.append(lambda: execute(target, list(arguments or ()), module=module, grace=grace, url=url))
 
 
 @app.command("demo")
@@ -108,9 +112,6 @@ def _serve_fake(
     except OSError as error:  # a port that is taken, a certificate that is none
         print(f"The server can't start: {error}.", file=sys.stderr)
         raise typer.Exit(1) from error
-
-
-_Url = typer.Option(None, "--url", envvar="DEADSTOP_URL", help="The ledger; sqlite: (this user's own) if not given.")
 
 
 def _fleet(name: str) -> Callable[..., int]:

@@ -26,6 +26,7 @@ from typing import Any, Callable, Optional
 
 from deadstop.calls.call import Call, Interruption
 from deadstop.cli.script import ScriptError, prepare, show
+from deadstop.clients.adopted import fall_back_on
 from deadstop.clients.install import install
 from deadstop.core.model import CancelReceipt, Cause
 from deadstop.errors import RunCancellationTimeoutError, RunCancelledError
@@ -42,9 +43,17 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _LOOK = 0.02  # seconds between two looks for runs that were opened after the signal
 
 
-def execute(target: str, arguments: list[str], *, module: bool = False, grace: float = 2.0) -> int:
-    """Run a script under the protection of deadstop. The exit code; a `SystemExit` of the script's own passes."""
+def execute(
+    target: str, arguments: list[str], *, module: bool = False, grace: float = 2.0, url: Optional[str] = None
+) -> int:
+    """Run a script under the protection of deadstop. The exit code; a `SystemExit` of the script's own passes.
+
+    Its runs are kept in the ledger at `url`; without one in this user's own file, if that can be used.
+    """
     install()
+    if url:
+        os.environ["DEADSTOP_URL"] = url
+    fall_back_on("sqlite:")
     try:
         body = prepare(target, arguments, module=module)
         return Supervisor(grace).run(body)

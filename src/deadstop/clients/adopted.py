@@ -5,12 +5,13 @@ The machinery is imported when a client is first used, so that importing deadsto
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
-from deadstop.errors import UsageError
+from deadstop.errors import LedgerError, UsageError
 from deadstop.kinds.register import passing
 
 if TYPE_CHECKING:
@@ -18,9 +19,13 @@ if TYPE_CHECKING:
     from deadstop.runs.concurrent import AsyncRuns
     from deadstop.runs.registry import Registry
 
-__all__ = ["ATTRIBUTE", "Adopted", "adopt_async", "adopt_sync", "keep", "share", "url_in_force"]
+__all__ = ["ATTRIBUTE", "Adopted", "adopt_async", "adopt_sync", "fall_back_on", "keep", "share", "url_in_force"]
 
 ATTRIBUTE = "_deadstop"
+
+log = logging.getLogger("deadstop")
+
+_fallback: list[str] = []  # the ledger of clients that are given none, if any
 
 
 class Adopted:
@@ -168,7 +173,25 @@ def url_in_force(url: Optional[str]) -> Optional[str]:
         from deadstop.fleet.member import member_of
 
         member_of(url)
-    return url
+        return url
+    return _fallback_in_force() if _fallback else None
+
+
+def fall_back_on(url: Optional[str]) -> None:
+    """Clients that are given no ledger use this one from now on, as far as it can be used. None: none, as at first."""
+    _fallback[:] = [] if url is None else [url]
+
+
+def _fallback_in_force() -> Optional[str]:
+    try:
+        from deadstop.fleet.member import member_of
+
+        member_of(_fallback[0])
+    except (LedgerError, ImportError) as error:  # a Python may come without sqlite3
+        log.warning("Nothing of this process is put on record, and others can't cancel its runs: %s", error)
+        _fallback.clear()
+        return None
+    return _fallback[0]
 
 
 def keep(adopted: Adopted, client: Any, url: Optional[str]) -> None:
