@@ -16,7 +16,7 @@ from deadstop.ledger.base import Ledger
 from deadstop.testing import FakeProcess
 from deadstop.testing.runs import RunRecord
 
-KILLS = 300
+KILLS = {"sqlite": 300, "postgresql": 100}
 STORIES = ("scope", "pair", "address", "orphan")
 
 
@@ -72,9 +72,10 @@ def test_a_process_that_is_killed_at_any_point_loses_and_doubles_nothing(url: st
         sweep.run([(story, "nowhere") for story in STORIES], finish)
         points = [(sweep.stories[name], at) for name, said in sweep.came_by.items() for at in sorted(said)]
         assert {story for story, _ in points} == set(STORIES)
-        while sum(sweep.kills.values()) < KILLS * LONG:
+        wanted = KILLS[url.partition(":")[0]] * LONG
+        while sum(sweep.kills.values()) < wanted:
             before = sum(sweep.kills.values())
-            turn = points[: KILLS * LONG - before]
+            turn = points[: wanted - before]
             sweep.run(turn, finish)
             assert sum(sweep.kills.values()) > before + len(turn) / 2
             until(lambda: finished(member, ledger), "what was left to be finished")
