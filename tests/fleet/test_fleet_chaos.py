@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import pytest
-from fleet_homes import SOURCES, Child
+from fleet_homes import LONG, SOURCES, Child
 from ledger_postgres import server as database
 from worlds import until
 
@@ -29,9 +29,8 @@ pytest.importorskip("typer")
 psycopg = pytest.importorskip("psycopg")
 
 LEFT = str(Path(__file__).with_name("fleet_left_child.py"))
-LONG = int(os.environ.get("DEADSTOP_LONG", "1"))
-"""How much longer. The full size: `DEADSTOP_LONG=5 python -m pytest -n0 -s --timeout 600 tests/fleet -k chaos`."""
 
+# The full size: `DEADSTOP_LONG=5 python -m pytest -n0 -s --timeout 600 tests/fleet -k chaos`.
 INTENTS, ROUNDS = 40, 4  # a burst of cancels for each of the rounds, each of which ends somebody's work
 TAKEOVER = 5.0
 """Within how many seconds others have to have taken over what a worker had in hand."""

@@ -1,6 +1,7 @@
-"""Beyond this process: the ledger's own threads, and signals between the processes of a host.
+"""Beyond this process: the ledger's own threads, and signals between the processes that share it.
 
-``lane.py`` a thread for the ledger, ``post.py`` the socket of a process, ``member.py`` a process that uses a ledger.
+``lane.py`` a thread for the ledger, ``post.py`` the socket of a process, ``wire.py`` LISTEN and NOTIFY instead of it,
+``member.py`` a process that uses a ledger.
 What runs are is not known here; ``deadstop.runs.keeping`` tells what is to be kept.
 """
 

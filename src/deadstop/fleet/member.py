@@ -62,8 +62,8 @@ class Holder(Protocol):
     def holding(self) -> bool:
         """Whether there are runs to be cancelled by name."""
 
-    def held(self, name: str) -> Any:
-        """The run that other processes mean by that name, if it is held here."""
+    def knows(self, name: str) -> bool:
+        """Whether a run of that name is, or was lately, held here."""
 
     def heard(self, message: Message) -> bool:
         """Another process wants something. Whether it was for this holder, which has answered then. Must not block."""
@@ -301,7 +301,7 @@ class Member:
     def _wanted(self, hint: Message) -> None:
         """A cancel was put on record. If the run may be held here, see what the record says, and go by that."""
         run, request = str(hint.get("run")), hint.get("request_id")
-        if not any(each.held(run) for each in list(self.holders)):
+        if not any(each.knows(run) for each in list(self.holders)):
             return
         found = self.ledger.intent(run)
         cancels = () if found is None or found.outcome is not None else (found.intent, *found.later)

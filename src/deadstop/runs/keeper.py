@@ -280,6 +280,10 @@ class Keeper:
     def holding(self) -> bool:
         return bool(self.registry._live)
 
+    def knows(self, name: str) -> bool:
+        """Whether a run of that name is, or was lately, held here."""
+        return name in self.registry._live or name in self.registry._ended
+
     def held(self, name: str) -> Optional[BaseRun]:
         """The run that other processes mean by that name, if it is held here."""
         run = self.registry._live.get(name)
