@@ -23,7 +23,7 @@ from deadstop.ledger import connect
 from deadstop.ledger.base import Ledger
 from deadstop.ledger.facts import IntentRecord, Process
 
-__all__ = ["Holder", "Member", "member_of"]
+__all__ = ["KEEP", "Holder", "Member", "member_of"]
 
 log = logging.getLogger("deadstop")
 
@@ -41,6 +41,9 @@ BEAT = 5.0
 
 SINCE = 86_400.0
 """How old (seconds) an open intent may be to be worked on."""
+
+KEEP = 30 * 86_400.0
+"""How long (seconds) what has ended is kept."""
 
 PARTING = 2.0
 """How long (seconds) the end of the process waits for what is still to be written."""
@@ -91,12 +94,18 @@ class Member:
         self._closed = False
         if not self.private:
             self.writes.submit(lambda: self._kept(self._enter))
+            self.writes.submit(lambda: self._kept(self._sweep))
             threading.Thread(target=self._listen, args=(self.post,), name="deadstop signals", daemon=True).start()
 
     def _enter(self) -> None:
         now = time.time()
         self._beaten = now
         self.ledger.enter(self.process, now=now)
+
+    def _sweep(self) -> None:
+        """One batch for each process that starts, since nobody else may ever keep house."""
+        now = time.time()
+        self.ledger.sweep(before=now - KEEP, now=now)
 
     def _kept(self, job: Callable[[], object]) -> None:
         try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from deadstop.calls.completion import Completion
 from deadstop.core.diagnosis import Facts, diagnose
 from deadstop.core.model import CancelReceipt, Evidence, Intent, Level, Outcome
-from deadstop.errors import CancelRefusedError
+from deadstop.errors import CancelRefusedError, LedgerError
 from deadstop.ledger.facts import IntentRecord, Opening
 from deadstop.runs.kept import unix
 from deadstop.runs.waiting import Terms
@@ -109,7 +109,9 @@ class Elsewhere:
 
     def _kept(self, _: object, error: Optional[Exception]) -> None:
         if error is not None:
-            self.error = error
+            if self._park or not isinstance(error, LedgerError):
+                self.error = error
+            # It ended here: what it began is cancelled from here, though nobody else can be asked now.
             self.done.set()
         elif self._asked.level is Level.SENT and self._record is not None:
             self.done.set()
