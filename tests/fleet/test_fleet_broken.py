@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Dict  # noqa: UP035 - the SDK looks at it at run time, on Python 3.9 too
 
 import pytest
 from worlds import until
@@ -21,6 +21,7 @@ from deadstop.ledger.book import Book
 from deadstop.ledger.sqlite import Sqlite
 from deadstop.testing import FakeOpenAI
 
+JSON = Dict[str, object]  # noqa: UP006
 BACKGROUND: Any = {"model": "m", "input": "hi", "background": True}
 
 
@@ -101,7 +102,7 @@ def test_a_ledger_that_breaks_stops_no_cancel_and_loses_nothing(
     assert isinstance(ledger.engine, Sqlite)
     begin = (world.call, client), (client.post, "/responses")
     for name in ("before", "meanwhile"):
-        world.run(*begin[0], name, *begin[1], body=BACKGROUND, cast_to=dict)
+        world.run(*begin[0], name, *begin[1], body=BACKGROUND, cast_to=JSON)
     assert world.run(client.runs.cancel, "before", reason="acknowledged").outcome == "cancelled"
     call = world.start(world.create, client, "call")
     until(lambda: any(run.calls for run in client.runs.list()), "a call")
@@ -123,7 +124,7 @@ def test_a_ledger_that_breaks_stops_no_cancel_and_loses_nothing(
     wanted = ledger.intent("before")
     assert wanted is not None
     assert (wanted.intent.reason, wanted.outcome) == ("acknowledged", "cancelled")
-    world.run(*begin[0], "after", *begin[1], body=BACKGROUND, cast_to=dict)
+    world.run(*begin[0], "after", *begin[1], body=BACKGROUND, cast_to=JSON)
     receipt = world.run(client.runs.cancel, "after")
     assert (receipt.outcome, "record" in (receipt.note or "")) == ("cancelled", False)
     assert ledger.intent("after") is not None
