@@ -4,7 +4,7 @@ the server's own record."""
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Dict  # noqa: UP035 - the SDK looks at it at run time, on Python 3.9 too
 
 import pytest
 from fleet_processes import Holders
@@ -17,6 +17,7 @@ from deadstop.ledger.facts import Process
 from deadstop.testing import FakeOpenAI, FakeProcess
 from deadstop.testing.faults import CancelReplySlow
 
+JSON = Dict[str, object]  # noqa: UP006
 EACH = 4
 PROCESSES = 3
 
@@ -78,7 +79,7 @@ def test_who_gets_no_place_in_time_is_unconfirmed(
     client = world.client(server.base_url, max_retries=0, runs_url=url)
     client.runs.policy = CancelPolicy(timeout=0.7, recheck=0, give_up=20.0, **settings)
     body: Any = {"model": "m", "input": "hi", "background": True}
-    world.run(world.call, client, "chat-42", client.post, "/responses", body=body, cast_to=dict)
+    world.run(world.call, client, "chat-42", client.post, "/responses", body=body, cast_to=JSON)
     elsewhere = Process("elsewhere:1:1", "elsewhere", 1)
     facts = {"at_once": 1, "per_second": settings.get("rate", 0.0), "lasts": 60.0, "by": elsewhere.owner}
     now = time.time()

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 
 from worlds import until
 
-from deadstop.fleet.member import Member
+from deadstop.core.model import CancelReceipt, Evidence, Intent, Outcome
+from deadstop.fleet.member import KEEP, Member
+from deadstop.ledger.base import Ledger
+from deadstop.ledger.facts import Opening, Process
 
 
 def test_a_process_is_there_until_all_is_written(url: str) -> None:
@@ -22,3 +26,16 @@ def test_a_process_is_there_until_all_is_written(url: str) -> None:
     closing.join(20.0)
     assert not other.alive(leaving.process.owner)
     other.close()
+
+
+def test_who_starts_keeps_house(url: str, ledger: Ledger) -> None:
+    """What ended more than thirty days ago is forgotten, so a file that nobody looks after does not grow for ever."""
+    by = Process("gone:1:1", "gone", 1)
+    for run, at in (("old", time.time() - KEEP - 60), ("new", time.time() - KEEP + 3600)):
+        ledger.record_intent(Intent(run, at=at), by, opening=Opening(run, by, at), now=at)
+        ledger.settle(CancelReceipt(run, Outcome.CANCELLED, evidence=Evidence.STATUS), 1, by=by.owner, now=at)
+        ledger.close_run(run, 1, now=at)
+    starting = Member(url)
+    assert starting.writes.drain(20.0)
+    assert [each.run for each in ledger.runs(ended=True)] == ["new"]
+    starting.close()

@@ -19,7 +19,7 @@ from deadstop.cli.extras import Console, Live, Table, escape
 from deadstop.clients.drop_in import OpenAI
 from deadstop.core.model import CancelReceipt, Outcome
 from deadstop.errors import CancelRefusedError, DeadstopError, UsageError
-from deadstop.fleet.member import Member, member_of
+from deadstop.fleet.member import KEEP, Member, member_of
 from deadstop.fleet.roll import roll_call
 from deadstop.kinds import register as kinds
 from deadstop.ledger.facts import RunRecord
@@ -32,9 +32,6 @@ CONFIRMED, USAGE, UNCONFIRMED, FINISHED = 0, 2, 3, 4
 
 WATCHED = 1.0
 """How often (seconds) `ps --watch` and `reconcile` look."""
-
-KEEP = 30 * 86_400.0
-"""How long (seconds) what has ended is kept."""
 
 SWEEP = 600.0
 STOPPING = 10.0

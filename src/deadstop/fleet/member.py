@@ -14,20 +14,21 @@ import threading
 import time
 import uuid
 import weakref
-from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union
 
 from deadstop.errors import LedgerError
+from deadstop.fleet.holder import Holder, Message
 from deadstop.fleet.lane import Lane
 from deadstop.fleet.places import exists, place
 from deadstop.fleet.post import Post, Sent, directory
 from deadstop.ledger import connect
 from deadstop.ledger.base import Ledger
-from deadstop.ledger.facts import IntentRecord, Process
+from deadstop.ledger.facts import Process
 
 if TYPE_CHECKING:
     from deadstop.fleet.wire import Wire
 
-__all__ = ["Holder", "Member", "member_of"]
+__all__ = ["KEEP", "Holder", "Member", "Message", "member_of"]
 
 log = logging.getLogger("deadstop")
 
@@ -49,30 +50,13 @@ BEAT = 5.0
 SINCE = 86_400.0
 """How old (seconds) an open intent may be to be worked on."""
 
+KEEP = 30 * 86_400.0
+"""How long (seconds) what has ended is kept."""
+
 PARTING = 2.0
 """How long (seconds) the end of the process waits for what is still to be written."""
 
 T = TypeVar("T")
-Message = dict[str, Any]
-
-
-class Holder(Protocol):
-    """Whoever holds runs in this process: the registry of a client."""
-
-    def holding(self) -> bool:
-        """Whether there are runs to be cancelled by name."""
-
-    def knows(self, name: str) -> bool:
-        """Whether a run of that name is, or was lately, held here."""
-
-    def heard(self, message: Message) -> bool:
-        """Another process wants something. Whether it was for this holder, which has answered then. Must not block."""
-
-    def catch_up(self) -> None:
-        """Cancels of the runs held here may have been settled by others. May use the ledger."""
-
-    def read_again(self, wanted: list[IntentRecord], parked: list[IntentRecord]) -> None:
-        """The open intents, and the tombstones, as they stand. May use the ledger."""
 
 
 class Member:
@@ -108,6 +92,7 @@ class Member:
         self._closed = False
         if not self.private:
             self.writes.submit(lambda: self._kept(self._enter))
+            self.writes.submit(lambda: self._kept(self._sweep))
             self._listener = threading.Thread(
                 target=self._listen, args=(self.post,), name="deadstop signals", daemon=True
             )
@@ -132,6 +117,11 @@ class Member:
         now = time.time()
         self._beaten = now
         self.ledger.enter(self.process, now=now)
+
+    def _sweep(self) -> None:
+        """One batch for each process that starts, since nobody else may ever keep house."""
+        now = time.time()
+        self.ledger.sweep(before=now - KEEP, now=now)
 
     def _kept(self, job: Callable[[], object]) -> None:
         try:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from deadstop.calls.completion import Completion
 from deadstop.core.diagnosis import Facts, diagnose
 from deadstop.core.model import CancelReceipt, Evidence, Intent, Level, Outcome
-from deadstop.errors import CancelRefusedError, LedgerUnavailable
+from deadstop.errors import CancelRefusedError, LedgerError
 from deadstop.ledger.facts import IntentRecord, Opening
 from deadstop.runs.kept import unix
 from deadstop.runs.waiting import Terms
@@ -106,7 +106,9 @@ class Elsewhere:
 
     def _kept(self, _: object, error: Optional[Exception]) -> None:
         if error is not None:
-            self.error = error
+            if self._park or not isinstance(error, LedgerError):
+                self.error = error
+            # It ended here: what it began is cancelled from here, though nobody else can be asked now.
             self.done.set()
         elif self._asked.level is Level.SENT and self._record is not None:
             self.done.set()
@@ -183,9 +185,8 @@ class Elsewhere:
 
     @property
     def nobody(self) -> bool:
-        """Whether nobody is known to hold the run, which is known here, so that is where the cancel goes."""
-        unknown = self.error is None or isinstance(self.error, LedgerUnavailable)
-        return not self._park and not self._held and unknown and self._receipt is None
+        """Whether it is known that nobody holds the run."""
+        return not self._park and not self._held and self.error is None and self._receipt is None
 
     def receipt(self) -> CancelReceipt:
         """What is known now. Raises what went wrong: CancelRefusedError, LedgerError."""
