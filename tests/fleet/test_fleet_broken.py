@@ -80,6 +80,7 @@ def foreign(engine: Sqlite) -> Iterator[None]:
             os.replace(each, path.parent / each.name)
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)  # Postgres: test_fleet_postgres.py
 @pytest.mark.parametrize(
     ("breaking", "kind", "says"),
     [
