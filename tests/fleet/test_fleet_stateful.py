@@ -201,7 +201,9 @@ def test_any_history_of_three_processes(url: str, ledger: Ledger, child: Any) ->
 
         Here.host = host
         # Processes and their timing are no part of the draw, so there is nothing to shrink.
-        steps = settings(max_examples=25 * LONG, stateful_step_count=14, deadline=None, phases=[Phase.generate])
+        # On Postgres a cancel that nobody takes waits for a second, since only a holder answers: so there are fewer.
+        most = (25 if url.startswith("sqlite") else 4) * LONG
+        steps = settings(max_examples=most, stateful_step_count=14, deadline=None, phases=[Phase.generate])
         try:
             run_state_machine_as_test(Here, settings=steps)  # type: ignore[no-untyped-call]
         finally:
