@@ -17,6 +17,8 @@ import weakref
 from typing import Any, Callable, Optional, Protocol, TypeVar
 
 from deadstop.errors import LedgerError
+from deadstop.fleet.addresses import OVER_BUS, split
+from deadstop.fleet.exchange import Exchange
 from deadstop.fleet.lane import Lane
 from deadstop.fleet.post import Post, Sent, directory
 from deadstop.ledger import connect
@@ -45,6 +47,8 @@ SINCE = 86_400.0
 PARTING = 2.0
 """How long (seconds) the end of the process waits for what is still to be written."""
 
+ANSWERS = ("have", "none", "nobody", "refused", "settled", "runs")
+
 T = TypeVar("T")
 Message = dict[str, Any]
 
@@ -66,7 +70,9 @@ class Member:
     """Raises LedgerError if the ledger can't be used."""
 
     def __init__(self, url: str) -> None:
-        self.ledger: Ledger = connect(url)
+        ledger, bus = split(url)
+        self.exchange = None if bus is None else Exchange(self, bus)
+        self.ledger: Ledger = connect(ledger)
         self.private = self.ledger.url == "memory:"  # nobody else can see it
         self.holders: weakref.WeakSet[Holder] = weakref.WeakSet()
         self.writes, self.reads = Lane(), Lane()
@@ -89,9 +95,16 @@ class Member:
         self._reading = False
         self._resting = False
         self._closed = False
+        if self.exchange is not None:
+            self.exchange.begin()
         if not self.private:
             self.writes.submit(lambda: self._kept(self._enter))
             threading.Thread(target=self._listen, args=(self.post,), name="deadstop signals", daemon=True).start()
+
+    def wake_up(self) -> None:
+        """In a forked child that is to be heard of: be there."""
+        if self._unborn:
+            self._born()
 
     def _enter(self) -> None:
         now = time.time()
@@ -144,6 +157,8 @@ class Member:
         if known is None:
             return False
         if known.host != self.process.host:
+            if self.exchange is not None:
+                return self.exchange.alive(known, SILENT)
             return known.seen_at + SILENT > time.time()
         if known.address is not None and self.post is not None:
             dead = self.post.send(known.address, {"do": "ping"}) is Sent.DEAD
@@ -172,10 +187,15 @@ class Member:
                 taken.add(each.owner)
         return taken, others
 
-    def answer(self, address: Optional[str], message: Message) -> None:
-        """Answer a question, if its asker still listens. Never blocks."""
+    def answer(self, address: Optional[str], message: Message, then: Callable[[], None] = lambda: None) -> None:
+        """Answer a question, if its asker still listens, and do `then` as soon as that is out. Never blocks."""
+        message = {**message, "owner": self.process.owner}
+        if self.exchange is not None and address and address.startswith(OVER_BUS):
+            self.exchange.answer(address, message, then)
+            return
         if self.post is not None and address:
-            self.post.send(address, {**message, "owner": self.process.owner})
+            self.post.send(address, message)
+        then()
 
     def holding(self) -> bool:
         return any(each.holding() for each in list(self.holders))
@@ -210,7 +230,7 @@ class Member:
 
     def _heard(self, message: Message) -> None:
         try:
-            if message.get("do") in ("have", "none", "refused", "settled", "runs"):
+            if message.get("do") in ANSWERS:
                 tell = self.waiting.get(str(message.get("id")))
                 if tell is not None:
                     tell(message)
@@ -242,7 +262,7 @@ class Member:
         parked = self.ledger.parked(now=now) if self.holding() else []
         for each in list(self.holders):
             each.read_again(wanted, parked)
-        if not self.ledger.url.startswith("sqlite:") and self._beaten + BEAT <= now:
+        if not self.ledger.url.startswith("sqlite:") and self._beaten + 0.9 * BEAT <= now:
             self._enter()
 
     # The end
@@ -259,6 +279,8 @@ class Member:
         if self.writes.drain(timeout):
             self.reads.drain(timeout)
             self.ledger.close()
+        if self.exchange is not None:
+            self.exchange.close()  # last: what was settled just now is told over it
 
     def forked(self) -> None:
         """This is a child now: another process. It gets a socket and an entry of its own when it has work for them, and
@@ -267,6 +289,8 @@ class Member:
             return
         if self.post is not None:
             self.post.disown()
+        if self.exchange is not None:
+            self.exchange.forked()
         self.waiting = {}
         self._unborn = True
 
