@@ -41,6 +41,7 @@ LINGER = 5.0
 """How long (seconds) the answer of a bus is waited for by one who has told his asker already."""
 
 DIED = "Its process ended, and its connections with it."
+CUT_OFF = "Its process has ended, or is cut off from the ledger: then it cancels the run once it is back."
 GONE = "Its holder took it up, and can't be reached over the bus any more."
 ABROAD = "A process with a ledger of its own holds the run, and was told."
 ENDS = (Outcome.CANCELLED, Outcome.FINISHED_FIRST, Outcome.UNCONFIRMED, Outcome.PARKED)
@@ -265,7 +266,11 @@ class Elsewhere:
 
     def _died(self) -> None:
         """Its holder has taken it up and ended, with all that it had under way, before it could put it on record."""
-        receipt = self._make(Outcome.CANCELLED, evidence=Evidence.TRANSPORT, note=DIED)
+        host = None if self._holder is None else self._holder.rsplit(":", 2)[0]
+        if host == self._member.process.host:  # the kernel says so, and has closed its connections
+            receipt = self._make(Outcome.CANCELLED, evidence=Evidence.TRANSPORT, note=DIED)
+        else:
+            receipt = self._make(Outcome.UNCONFIRMED, diagnosis=diagnose(Facts()), note=CUT_OFF)
         self._close(receipt)
         self._receipt = receipt
         self.done.set()
