@@ -110,7 +110,9 @@ def _serve_fake(
         raise typer.Exit(1) from error
 
 
-_Url = typer.Option(None, "--url", envvar="DEADSTOP_URL", help="The ledger; sqlite: (this user's own) if not given.")
+_Url = typer.Option(
+    None, "--url", envvar="DEADSTOP_URL", help="The ledger, and a bus; sqlite: (this user's own) if not given."
+)
 
 
 def _fleet(name: str) -> Callable[..., int]:

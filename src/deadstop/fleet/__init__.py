@@ -1,6 +1,7 @@
 """Beyond this process: the ledger's own threads, and signals between the processes of a host.
 
-``lane.py`` a thread for the ledger, ``post.py`` the socket of a process, ``member.py`` a process that uses a ledger.
+``lane.py`` a thread for the ledger, ``post.py`` the socket of a process, ``member.py`` a process that uses a ledger;
+``bus.py`` a connection to NATS, ``exchange.py`` what a member does with it, ``addresses.py`` how a bus is named.
 What runs are is not known here; ``deadstop.runs.keeping`` tells what is to be kept.
 """
 

@@ -1,0 +1,30 @@
+"""Whoever holds runs, as the process that is signalled knows him."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from deadstop.ledger.facts import IntentRecord
+
+__all__ = ["Holder", "Message"]
+
+Message = dict[str, Any]
+
+
+class Holder(Protocol):
+    """Whoever holds runs in this process: the registry of a client."""
+
+    def holding(self) -> bool:
+        """Whether there are runs to be cancelled by name."""
+
+    def held(self, name: str) -> Any:
+        """The run that other processes mean by that name, if it is held here."""
+
+    def heard(self, message: Message) -> bool:
+        """Another process wants something. Whether it was for this holder, which has answered then. Must not block."""
+
+    def catch_up(self) -> None:
+        """Cancels of the runs held here may have been settled by others. May use the ledger."""
+
+    def read_again(self, wanted: list[IntentRecord], parked: list[IntentRecord]) -> None:
+        """The open intents, and the tombstones, as they stand. May use the ledger."""
