@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from typing import Any
 
+import pytest
 from fleet_homes import SWEEP, Child
 from worlds import PATIENCE
 
@@ -18,6 +19,7 @@ LONG = int(os.environ.get("DEADSTOP_LONG", "1"))
 """How many times the whole sweep is made. By hand: `DEADSTOP_LONG=20 pytest --timeout 3600 tests/fleet -k crash`."""
 
 
+@pytest.mark.timeout(240 * LONG)
 def test_a_process_that_is_killed_at_any_point_loses_and_doubles_nothing(
     url: str, ledger: Ledger, server: FakeOpenAI, child: Any
 ) -> None:

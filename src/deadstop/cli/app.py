@@ -140,7 +140,7 @@ def _ps(
     as_json: bool = typer.Option(False, "--json", help="For programs."),
     url: Optional[str] = _Url,
 ) -> None:
-    """List the runs: those on record, and those that the processes of this host hold."""
+    """List the runs: those on record, and those that processes hold: of this host, with Postgres of every one."""
     raise typer.Exit(_fleet("ps")(url, ended=all_, watch=watch, as_json=as_json, console=_console()))
 
 
@@ -154,7 +154,7 @@ def _cancel(
     wait: str = typer.Option("confirmed", help="What to wait for: sent, accepted or confirmed."),
     url: Optional[str] = _Url,
 ) -> None:
-    """Cancel a run of any process of this host, or what a dead one left behind.
+    """Cancel a run of any process of this host, with Postgres of any, or what a dead one left behind.
 
     Exit codes: 0 confirmed, 3 unconfirmed (also: parked, since nobody holds it), 4 it had finished first, 2 usage.
     Cancels of remote runs whose process is gone need OPENAI_API_KEY and OPENAI_BASE_URL.
