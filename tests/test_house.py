@@ -62,7 +62,7 @@ import openai
 openai.OpenAI(api_key="none")
 openai.AsyncOpenAI(api_key="none")
 
-EXTRAS = {"h11", "opentelemetry", "psycopg", "rich", "typer"}
+EXTRAS = {"h11", "nats", "opentelemetry", "psycopg", "rich", "typer"}
 
 class Missing:
     @staticmethod
@@ -134,13 +134,14 @@ def test_the_library_needs_no_extra() -> None:
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
         module, _, reason = line.partition(" | ")
-        postgres = r"ledger\.(need_psycopg|postgres)|fleet\.wire"
-        assert re.match(rf"deadstop\.(cli|testing|telemetry|{postgres})\b", module), line
-        assert re.search(r"deadstop\[(cli|testing|otel|postgres)\]", reason), line
+        optional = r"ledger\.(need_psycopg|postgres)|fleet\.(wire|need_nats|bus)"
+        assert re.match(rf"deadstop\.(cli|testing|telemetry|{optional})\b", module), line
+        assert re.search(r"deadstop\[(cli|testing|otel|postgres|nats)\]", reason), line
 
 
 def test_a_ledger_without_its_extra_says_what_to_install() -> None:
-    """Without psycopg a Postgres address is a usage error that names the extra; the other homes need none."""
+    """Without psycopg a Postgres address is a usage error that names the extra, and so is a bus without nats-py; the
+    other homes need none."""
     code = """
 from deadstop.errors import LedgerUrlError
 from deadstop.ledger import connect
@@ -149,10 +150,15 @@ try:
     connect("postgresql://user:hunter2@localhost/x")
 except LedgerUrlError as error:
     print(error)
+try:
+    deadstop.OpenAI(api_key="k", runs_url="memory: nats://user:hunter2@localhost")
+except LedgerUrlError as error:
+    print(error)
 """
-    done = without_extras(code)
+    done = without_extras("import deadstop" + code)
     assert done.returncode == 0, done.stderr
     assert "deadstop[postgres]" in done.stdout
+    assert "deadstop[nats]" in done.stdout
     assert "hunter2" not in done.stdout
 
 

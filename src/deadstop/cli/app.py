@@ -21,7 +21,9 @@ app = typer.Typer(
 
 Later = list[Callable[[], int]]
 
-_Url = typer.Option(None, "--url", envvar="DEADSTOP_URL", help="The ledger; sqlite: (this user's own) if not given.")
+_Url = typer.Option(
+    None, "--url", envvar="DEADSTOP_URL", help="The ledger, and a bus; sqlite: (this user's own) if not given."
+)
 
 
 def run() -> int:

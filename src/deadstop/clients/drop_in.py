@@ -117,7 +117,8 @@ class OpenAI(_Sync, openai.OpenAI, metaclass=_Likeness):
 
     `runs_url` is the address of a ledger (`sqlite:`, `sqlite:////path/runs.db`, `postgresql://...`; or from
     `DEADSTOP_URL`): with one, runs can be cancelled from other processes, and cancels outlive a crash. Raises
-    LedgerError if it can't be used. Without one nothing is kept.
+    LedgerError if it can't be used. Without one nothing is kept. After a space it takes a bus between hosts:
+    `sqlite: nats://bus:4222`; a bus alone will do, too.
     """
 
     __init__ = _prepared(openai.OpenAI.__init__)

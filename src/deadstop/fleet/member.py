@@ -17,6 +17,8 @@ import weakref
 from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union
 
 from deadstop.errors import LedgerError
+from deadstop.fleet.addresses import OVER_BUS, split
+from deadstop.fleet.exchange import Exchange
 from deadstop.fleet.holder import Holder, Message
 from deadstop.fleet.lane import Lane
 from deadstop.fleet.places import exists, place
@@ -56,6 +58,8 @@ KEEP = 30 * 86_400.0
 PARTING = 2.0
 """How long (seconds) the end of the process waits for what is still to be written."""
 
+ANSWERS = ("have", "none", "nobody", "refused", "settled", "runs")
+
 T = TypeVar("T")
 
 
@@ -63,7 +67,9 @@ class Member:
     """Raises LedgerError if the ledger can't be used."""
 
     def __init__(self, url: str) -> None:
-        self.ledger: Ledger = connect(url)
+        ledger, bus = split(url)
+        self.exchange = None if bus is None else Exchange(self, bus)
+        self.ledger: Ledger = connect(ledger)
         self.private = self.ledger.url == "memory:"  # nobody else can see it
         self.holders: weakref.WeakSet[Holder] = weakref.WeakSet()
         self.writes, self.reads = Lane(), Lane()
@@ -90,6 +96,8 @@ class Member:
         self._reading = False
         self._resting = False
         self._closed = False
+        if self.exchange is not None:
+            self.exchange.begin()
         if not self.private:
             self.writes.submit(lambda: self._kept(self._enter))
             self.writes.submit(lambda: self._kept(self._sweep))
@@ -171,6 +179,8 @@ class Member:
         if self.wire is not None:
             dead = bool(self._buried([known]))
         elif known.host != self.process.host:
+            if self.exchange is not None:
+                return self.exchange.alive(known, SILENT)
             return known.seen_at + SILENT > time.time()
         elif known.address is not None and self.post is not None:
             dead = self.post.send(known.address, {"do": "ping"}) is Sent.DEAD
@@ -181,10 +191,10 @@ class Member:
         return not dead
 
     def ended(self, owner: str) -> bool:
-        """Whether a process that is not `alive` has ended for sure, and its connections with it. Over a database it may
-        be cut off as well: then that is known of a process of this machine alone."""
+        """Whether a process that is not `alive` has ended for sure, and its connections with it. Over a database or a
+        bus it may be cut off as well: then that is known of a process of this machine alone."""
         if self.wire is None:
-            return True
+            return owner.split(":", maxsplit=1)[0] == self.process.host
         _, pid, _, where = [*owner.split(":"), "", "", "", ""][:4]
         return bool(where) and where == place() and not exists(int(pid))
 
@@ -220,10 +230,16 @@ class Member:
                 taken.add(each.owner)
         return taken, others
 
-    def answer(self, address: Optional[str], message: Message) -> None:
-        """Answer a question, if its asker still listens. Blocks only where the ledger is a database."""
+    def answer(self, address: Optional[str], message: Message, then: Callable[[], None] = lambda: None) -> None:
+        """Answer a question, if its asker still listens, and do `then` as soon as that is out. Blocks only
+        where the ledger is a database."""
+        message = {**message, "owner": self.process.owner}
+        if self.exchange is not None and address and address.startswith(OVER_BUS):
+            self.exchange.answer(address, message, then)
+            return
         if self.post is not None and address:
-            self.post.send(address, {**message, "owner": self.process.owner})
+            self.post.send(address, message)
+        then()
 
     def holding(self) -> bool:
         return any(each.holding() for each in list(self.holders))
@@ -265,7 +281,7 @@ class Member:
 
     def _heard(self, message: Message) -> None:
         try:
-            if message.get("do") in ("have", "none", "refused", "settled", "runs"):
+            if message.get("do") in ANSWERS:
                 tell = self.waiting.get(str(message.get("id")))
                 if tell is not None:
                     tell(message)
@@ -279,7 +295,7 @@ class Member:
             elif message.get("do") in ("cancel", "list"):
                 found = [each.heard(message) for each in list(self.holders)]
                 if message["do"] == "cancel":
-                    if not any(found) and self.wire is None:
+                    if not any(found) and (self.wire is None or "via" in message):
                         self.answer(message.get("reply"), {"do": "none", "id": message.get("id")})
                 else:
                     self.answer(message.get("reply"), {"do": "runs", "id": message.get("id"), "runs": [], "end": True})
@@ -320,7 +336,7 @@ class Member:
         parked = self.ledger.parked(now=now) if self.holding() else []
         for each in list(self.holders):
             each.read_again(wanted, parked)
-        if not self.ledger.url.startswith("sqlite:") and self._beaten + BEAT <= now:
+        if not self.ledger.url.startswith("sqlite:") and self._beaten + 0.9 * BEAT <= now:
             self._enter()
 
     # The end
@@ -340,6 +356,8 @@ class Member:
         if written:
             self.reads.drain(timeout)
             self.ledger.close()
+        if self.exchange is not None:
+            self.exchange.close()  # last: what was settled just now is told over it
 
     def forked(self) -> None:
         """This is a child now: another process. It gets a socket and an entry of its own when it has work for them, and
@@ -348,6 +366,8 @@ class Member:
             return
         if self.post is not None:
             self.post.disown()
+        if self.exchange is not None:
+            self.exchange.forked()
         self.waiting = {}
         self._unborn = True
 

@@ -24,7 +24,10 @@ class Held(NamedTuple):
 
 
 def roll_call(member: Member, timeout: float = 0.5) -> list[Held]:
-    """The runs of every other process of this host that answers within ``timeout`` seconds. Uses the ledger."""
+    """The runs of every other process of this host, and of the bus, that answers within ``timeout`` seconds.
+
+    Uses the ledger. Raises LedgerUnavailable where there is nothing but a bus, and it is down.
+    """
     asked, found = uuid.uuid4().hex, list[Held]()
     ended, told = set[str](), set[str]()
     done, ready = threading.Event(), threading.Event()
@@ -37,18 +40,20 @@ def roll_call(member: Member, timeout: float = 0.5) -> list[Held]:
             if ready.is_set() and told <= ended:
                 done.set()
 
-    if member.post is None:
+    if member.post is None and member.exchange is None:
         return []
+    message = {"do": "list", "id": asked, "reply": None if member.post is None else member.post.address}
     member.waiting[asked] = hear
     try:
-        taken, _ = member.signal({"do": "list", "id": asked, "reply": member.post.address})
-        told |= taken
+        # How many there are on the bus nobody knows, so then it is waited for all the time.
+        told |= set() if member.exchange is None else member.exchange.signal(message)
+        told |= member.signal(message)[0]
         ready.set()
         if not told <= ended:
             done.wait(timeout)
     finally:
         member.waiting.pop(asked, None)
-    return list(found)
+    return list(dict.fromkeys(found))
 
 
 def _held(facts: Any, owner: str) -> Held:

@@ -25,6 +25,8 @@ def connect(url: str, *, patience: float = 10.0) -> Ledger:
     - ``postgresql://user:password@host:port/database?options`` as libpq reads it; also ``postgres://``. Needs the extra
       ``postgres``. The tables are named ``deadstop_*``.
 
+    A client's URL may also name a bus, after a space: ``deadstop.fleet.addresses`` takes that off.
+
     ``patience`` (seconds) bounds how long one call waits for a lock or a connection.
 
     Raises LedgerUrlError, LedgerUnavailable or LedgerSchemaError, before anything is written.

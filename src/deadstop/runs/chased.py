@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from deadstop.runs.keeper import Keeper
     from deadstop.runs.run import BaseRun
 
-__all__ = ["Chased", "bound"]
+__all__ = ["Chased", "at_work", "bound", "late"]
 
 
 class Chased(Keeping):
@@ -71,3 +71,13 @@ def bound(recording: Recording) -> None:
     """Have a record that does not come waited for no longer than `PATIENCE`."""
     if not recording.done.is_set():
         timers.at(time.monotonic() + PATIENCE, recording.late)
+
+
+def at_work(run: BaseRun) -> bool:
+    """Whether a scope that was left has remote runs that are not known to be over."""
+    return any(each.remote is not None and not each.remote.over for each in list(run.children.values()))
+
+
+def late(work: Callable[[], None]) -> None:
+    """Do it once a record that does not come is waited for no longer."""
+    timers.at(time.monotonic() + PATIENCE, work)

@@ -5,14 +5,19 @@ Nothing here waits. A shell waits for `done`, looks at the record now and then, 
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
+from functools import partial
 from typing import TYPE_CHECKING, Any, Optional
 
+from deadstop.calls import timers
 from deadstop.calls.completion import Completion
 from deadstop.core.diagnosis import Facts, diagnose
 from deadstop.core.model import CancelReceipt, Evidence, Intent, Level, Outcome
-from deadstop.errors import CancelRefusedError, LedgerError
+from deadstop.errors import CancelRefusedError, LedgerError, LedgerUnavailable
+from deadstop.fleet.exchange import BUS
+from deadstop.ledger import rows
 from deadstop.ledger.facts import IntentRecord, Opening
 from deadstop.runs.kept import unix
 from deadstop.runs.waiting import Terms
@@ -26,8 +31,17 @@ __all__ = ["Elsewhere"]
 PARK = 3600.0
 """How long (seconds) a cancel waits for a run of that name to be opened."""
 
+AGAIN = 1.0
+"""How often (seconds) the bus is asked again where no answer came, and how long its absence is no proof of anything."""
+
+LINGER = 5.0
+"""How long (seconds) the answer of a bus is waited for by one who has told his asker already."""
+
 DIED = "Its process ended, and its connections with it."
 CUT_OFF = "Its process has ended, or is cut off from the ledger: then it cancels the run once it is back."
+GONE = "Its holder took it up, and can't be reached over the bus any more."
+ABROAD = "A process with a ledger of its own holds the run, and was told."
+ENDS = (Outcome.CANCELLED, Outcome.FINISHED_FIRST, Outcome.UNCONFIRMED, Outcome.PARKED)
 
 
 class Elsewhere:
@@ -51,6 +65,16 @@ class Elsewhere:
         self._held = False  # somebody has said that it is theirs
         self._signalled = False
         self._holder: Optional[str] = None
+        self._message: dict[str, Any] = {}
+        self._asked_at = 0.0
+        self._abroad: Optional[bool] = None  # its holder has a ledger of its own: what it tells is all that is known
+        self._told: Optional[CancelReceipt] = None
+        self._missed: Optional[float] = None  # since when such a holder is not on the bus
+        self._unheld = False  # as far as the bus knows
+        self._unkept: Optional[LedgerUnavailable] = None  # the ledger is down, and the bus may do without
+        self._left = False  # nobody waits any more
+        self._closing = threading.Lock()
+        self._closed = False
 
     def begin(self) -> None:
         """Put it on record and signal. Never blocks."""
@@ -62,18 +86,33 @@ class Elsewhere:
 
     def end(self) -> None:
         """Nobody waits any more."""
+        self._left = True
+        if BUS in self._asking - self._answered or (self._member.exchange is not None and not self._signalled):
+            # A holder with a ledger of its own may take it up; then nothing must stay parked in ours.
+            timers.at(time.monotonic() + LINGER, self._deaf)
+            return
+        self._deaf()
+        if self._abroad and self._receipt is None:
+            self._member.write(self._withdraw)
+
+    def _deaf(self) -> None:
         self._member.waiting.pop(self._id, None)
 
     # In the threads of the ledger
 
     def _keep(self) -> None:
-        self._put_on_record(PARK)
+        try:
+            self._put_on_record(PARK)
+        except LedgerUnavailable as error:
+            if self._member.exchange is None:
+                raise
+            self._unkept = error
         self._signal()
 
     def _ask(self) -> None:
         """Ask without a record, which would have the next run of that name born cancelled; but other hosts read it."""
         self._signal()
-        if self._others:
+        if self._others and not self._held:
             self._put_on_record(self._member.across + 1.0)
 
     def _put_on_record(self, park: float) -> None:
@@ -84,7 +123,8 @@ class Elsewhere:
 
     def _signal(self) -> None:
         intent, record = self._intent, self._record
-        message = {
+        self._asked_at = time.monotonic()
+        self._message = {
             "do": "cancel",
             "id": self._id,
             "run": intent.run,
@@ -94,12 +134,22 @@ class Elsewhere:
             "actor": intent.actor,
             "level": intent.level.value,
             "request": intent.request_id,
-            "left": self._asked.deadline - time.monotonic(),
+            "left": self._asked.deadline - self._asked_at,
             "reply": None if self._member.post is None else self._member.post.address,
         }
         # Answers come while this is still sending, so they are kept apart from what was asked.
-        self._asking, self._others = self._member.signal(message)
+        exchange = self._member.exchange
+        over_bus = set[str]() if exchange is None else exchange.signal(self._message)
+        if self._unkept is not None:
+            if not over_bus:
+                raise self._unkept
+            self._asking = over_bus
+        else:
+            asking, self._others = self._member.signal(self._message)
+            self._asking = asking | over_bus
         self._signalled = True
+        if self._unheld:
+            self._nobody()
         self._weigh()
         if record is not None and record.open:
             self._keeper.pick_up([record])  # its holder may be dead
@@ -121,17 +171,25 @@ class Elsewhere:
         self._member.read(self._look, lambda _, error: None)
 
     def _look(self) -> None:
-        intent = self._intent
+        if self._unkept is not None:
+            self._abroad = True
+        if self._abroad:
+            self._look_abroad()
+            return
+        intent, now = self._intent, time.monotonic()
+        if BUS in self._asking - self._answered and now > self._asked_at + AGAIN:
+            self._ask_again()
         epoch = self._record.epoch if self._record is not None else 0
         found = self._member.ledger.intent(intent.run, epoch)
-        silent = self._asking - self._answered
+        silent = self._asking - self._answered - {BUS}
         if silent:
             self._answered |= {each for each in silent if not self._member.alive(each)}
             self._weigh()
         if found is None or intent.request_id not in [each.request_id for each in (found.intent, *found.later)]:
             return
         self._record = found
-        if found.parked_until is not None and self._holder is not None and not self._member.alive(self._holder):
+        taken = self._holder if found.parked_until is not None and self._abroad is False else None
+        if taken is not None and not self._member.alive(taken):
             self._died()
         if found.open:
             self._keeper.pick_up([found])  # should its holder have died
@@ -141,24 +199,90 @@ class Elsewhere:
             if self._receipt is not None:
                 self.done.set()
 
+    def _ask_again(self) -> None:
+        self._asked_at = time.monotonic()
+        exchange = self._member.exchange
+        if exchange is None or not exchange.again({**self._message, "left": self._asked.deadline - self._asked_at}):
+            self._others = self._unkept is None  # the bus is down: whoever has this ledger reads it
+            self._answered.add(BUS)
+            if self._member.private:
+                self.error = LedgerUnavailable("The bus was lost before anybody answered.")
+                self.done.set()
+
+    def _nobody(self) -> None:
+        """The bus knows no holder."""
+        self._unheld = True
+        if self._held or not self._signalled:
+            return
+        if self._others and self._member.exchange is not None:
+            self._others = self._member.exchange.unreached(self._asking)
+        self._answered.add(BUS)
+        self._weigh()
+
+    def _have(self, holder: str) -> None:
+        """Somebody has taken it up, and told so over the bus."""
+        if self._abroad is None:
+            self._look()  # one that has settled it and left is none of another ledger
+            parked = self._record is None or self._record.parked_until is not None
+            self._abroad = parked and self._member.exchange is not None and not self._member.exchange.knows(holder)
+        if self._abroad and self._left and self._receipt is None:
+            self._withdraw()
+        elif self._abroad:
+            self._look_abroad()
+
+    def _look_abroad(self) -> None:
+        now = time.monotonic()
+        if self._told is not None:
+            if self._receipt is None:
+                self._receipt = self._told
+                self._close(self._told)
+            self.done.set()
+        elif self._holder is None and now > self._asked_at + AGAIN:
+            self._ask_again()
+        elif self._holder is not None and self._member.exchange is not None and now > self._asked_at + AGAIN:
+            there = self._member.exchange.there(self._holder)
+            if there:
+                self._ask_again()  # its answer may have been lost
+            self._missed = None if there is not False else self._missed or now
+            if self._missed is not None and now > self._missed + AGAIN:
+                self.done.set()
+
+    def _withdraw(self) -> None:
+        """A holder with a ledger of its own has taken it up: the next run of that name here is not meant."""
+        self._close(self._make(Outcome.PARKED, note=ABROAD))
+
+    def _close(self, receipt: CancelReceipt) -> None:
+        ledger, by, now = self._member.ledger, self._member.process, time.time()
+        if self._record is None or self._record.parked_until is None or receipt.outcome not in ENDS:
+            return
+        with self._closing:  # two lanes may come by
+            if not self._closed:
+                opened = ledger.open_run(Opening(self._intent.run, by, now))
+                ledger.settle(receipt, opened.epoch, by=by.owner, now=now)
+                ledger.close_run(self._intent.run, opened.epoch, now=now)
+                self._closed = True
+
     def _died(self) -> None:
         """Its holder has taken it up and ended, with all that it had under way, before it could put it on record."""
-        ledger, by, now = self._member.ledger, self._member.process, time.time()
-        opened = ledger.open_run(Opening(self._intent.run, by, now))
         if self._holder is not None and self._member.ended(self._holder):
             receipt = self._make(Outcome.CANCELLED, evidence=Evidence.TRANSPORT, note=DIED)
         else:
             receipt = self._make(Outcome.UNCONFIRMED, diagnosis=diagnose(Facts()), note=CUT_OFF)
-        ledger.settle(receipt, opened.epoch, by=by.owner, now=now)
-        ledger.close_run(self._intent.run, opened.epoch, now=now)
+        self._close(receipt)
         self._receipt = receipt
         self.done.set()
 
-    # In the thread that hears signals
+    # In the threads that hear signals
 
     def _heard(self, message: Message) -> None:
+        over_bus = "via" in message
         if message["do"] == "settled":
+            if over_bus and isinstance(message.get("receipt"), dict):
+                self._told = rows.receipt(message["receipt"])
             self._member.read(self._look, lambda _, error: None)
+            return
+        if message["do"] == "nobody":
+            self._member.read(self._nobody, lambda _, error: None)
             return
         if message["do"] == "refused":
             who = self._intent.actor or "An actor without a name"
@@ -167,9 +291,13 @@ class Elsewhere:
             self.done.set()
         if message["do"] == "have":
             self._held, self._holder = True, str(message.get("owner"))
+            if not over_bus:
+                self._abroad = False
+            else:
+                self._member.read(partial(self._have, self._holder), lambda _, error: None)
             if self._asked.level is not Level.CONFIRMED:
                 self.done.set()
-        self._answered.add(str(message.get("owner")))
+        self._answered |= {str(message.get("owner")), *([BUS] if over_bus else [])}
         self._weigh()
 
     def _weigh(self) -> None:
@@ -194,15 +322,19 @@ class Elsewhere:
             raise self.error
         if self._receipt is not None:
             return self._receipt
+        if self._told is not None:  # its holder can't put it on record now
+            return self._told
+        if self._unkept is not None and not self._held:
+            raise self._unkept
         make, record = self._make, self._record
         if not self._held and record is not None and record.parked_until is not None:
             left = record.parked_until - time.time()
             return make(Outcome.PARKED, note=f"Nobody holds it. If it is opened within {left:.0f} s, it is cancelled.")
         if self._asked.level is not Level.CONFIRMED:
             return make(Outcome.ACCEPTED if self._held else Outcome.SENT)
-        note = (
-            "Its holder was told, and has not settled it." if self._held else "It is on record; nobody has taken it up."
-        )
+        note = "It is on record; nobody has taken it up."
+        if self._held:
+            note = GONE if self._missed is not None else "Its holder was told, and has not settled it."
         return make(Outcome.UNCONFIRMED, diagnosis=diagnose(Facts()), note=note)
 
     def _make(self, outcome: Outcome, **more: Any) -> CancelReceipt:

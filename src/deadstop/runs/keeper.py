@@ -17,10 +17,11 @@ from deadstop.calls.completion import Completion
 from deadstop.calls.workers import Workers
 from deadstop.core.model import CancelReceipt, Cause, Intent, Level, Outcome
 from deadstop.errors import CancelRefusedError, DeadstopError
+from deadstop.fleet.addresses import OVER_BUS
 from deadstop.fleet.member import Member, Message
 from deadstop.kinds import register as kinds
 from deadstop.ledger.facts import IntentRecord, Opening, Orphans, RemoteRun
-from deadstop.runs.chased import Chased, bound
+from deadstop.runs.chased import Chased, at_work, bound, late
 from deadstop.runs.elsewhere import Elsewhere
 from deadstop.runs.keeping import Keeping
 from deadstop.runs.kept import Kept, Recording, monotonic, unix
@@ -86,6 +87,9 @@ class Keeper:
 
     def look(self, run: BaseRun) -> Optional[Completion]:
         """See whether a run that is being entered was cancelled before. None if there is nothing to wait for."""
+        if self.member.exchange is not None and run.kept is not None and run.kept.named and not run.kept.listening:
+            run.kept.listening = True
+            self.member.exchange.listen(run.name)  # first: a cancel is on record, or it is heard
         if run.kept is None or not run.kept.named or run.kept.epoch or run.cancelled:
             return None
         looked = Completion()
@@ -152,6 +156,8 @@ class Keeper:
     def ended(self, run: BaseRun) -> None:
         """A scope was left."""
         kept = run.kept
+        if self.member.exchange is not None and kept is not None and kept.listening:
+            self.member.exchange.forget(run.name)
         if kept is not None and (kept.epoch or kept.born or kept.recordings):
             self.member.write(partial(self._close, run))
 
@@ -234,29 +240,39 @@ class Keeper:
         """A cancel has an outcome."""
         if run.kept is not None and run.kept.recording is not None:
             self.member.write(partial(self._settle, run, receipt))
+            if self.member.exchange is not None:
+                self._aside.submit(partial(late, partial(self._tell_anyway, run.kept, receipt)))
 
     def _settle(self, run: BaseRun, receipt: CancelReceipt) -> None:
         kept = self.kept(run)
         if kept.claim is not None and not kept.claim.held:
             return  # it is another process's to settle
         recording, cancelling = kept.recording, run._cancelling.get("it")
+        told = kept.receipt = replace(receipt, run=kept.name)
         if recording is not None and not recording.kept and cancelling is not None:
             self._record(run, cancelling.intent, recording)  # the ledger was down: it may be there again
         try:
             if kept.epoch and recording is not None and recording.kept:
-                told = replace(receipt, run=kept.name)
                 self.member.ledger.settle(told, kept.epoch, by=self.member.process.owner, now=time.time())
-                kept.settled = True
         finally:
             claim, kept.claim = kept.claim, None
             if claim is not None:
                 claim.release()
             self._reply(kept)
 
+    def _tell_anyway(self, kept: Kept, receipt: CancelReceipt) -> None:
+        """The ledger may be down, and somebody who asked over the bus may be content with the receipt."""
+        if any(address.startswith(OVER_BUS) for address, _ in kept.replies):
+            kept.receipt = kept.receipt or replace(receipt, run=kept.name)
+            self._reply(kept)
+
     def _reply(self, kept: Kept) -> None:
-        while kept.replies and kept.settled:
+        while kept.replies and kept.receipt is not None:
             address, asked = kept.replies.pop()
-            self.member.answer(address, {"do": "settled", "id": asked})
+            told: dict[str, Any] = {"do": "settled", "id": asked}
+            if address.startswith(OVER_BUS):  # its asker may have a ledger of its own
+                told["receipt"] = kept.receipt.to_dict()
+            self.member.answer(address, told)
 
     def strike(self, run: BaseRun, wanted: Intent, deadline: float = math.inf) -> None:
         """Cancel a run as somebody elsewhere wants it. Never blocks."""
@@ -320,14 +336,19 @@ class Keeper:
             request_id=message.get("request"),
         )
         answer = "have" if self.may(run, wanted) else "refused"
-        # First, and in no time: what is struck may end the whole process at once.
-        self.member.answer(message.get("reply"), {"do": answer, "id": message.get("id")})
+        told = {"do": answer, "id": message.get("id")}
         if answer == "refused":
+            self.member.answer(message.get("reply"), told)
             return True
-        kept = run.kept
-        kept.replies.append((str(message.get("reply")), str(message.get("id"))))
-        self.strike(run, wanted, math.inf if left is None else time.monotonic() + float(left))
-        self.member.write(lambda: self._reply(kept))  # should it be settled already
+        kept, until = run.kept, math.inf if left is None else time.monotonic() + float(left)
+
+        def strike() -> None:
+            kept.replies.append((str(message.get("reply")), str(message.get("id"))))
+            self.strike(run, wanted, until)
+            self.member.write(lambda: self._reply(kept))  # should it be settled already
+
+        # The answer first: what is struck may end the whole process at once.
+        self.member.answer(message.get("reply"), told, strike)
         return True
 
     def away(self, target: Any, asked: Terms, facts: dict[str, Any]) -> Union[BaseRun, Elsewhere, None]:
@@ -341,12 +362,12 @@ class Keeper:
             found = holder.held(target) if isinstance(holder, Keeper) else None
             if found is not None:
                 return found
-        if self.member.private or kinds.parse(target) is not None:
+        if (self.member.private and self.member.exchange is None) or kinds.parse(target) is not None:
             return None
         ended = self.registry._ended.get(target)
-        if ended is not None and self.member.wire is not None and _at_work(ended):
+        if ended is not None and self.member.wire is not None and at_work(ended):
             return None  # the record knows no other life of that name, so nobody else would take it up
-        return Elsewhere(self, target, asked, facts, park=ended is None)
+        return Elsewhere(self, target, asked, facts, park=ended is None and not self.member.private)
 
     def may(self, run: BaseRun, wanted: Intent) -> bool:
         """Whether the actor may cancel the run (I19). If not, that is put on record."""
@@ -393,8 +414,3 @@ class Keeper:
             self.pick_up(wanted)
         except DeadstopError as error:
             log.warning("What other processes left behind can't be looked after now: %s", error)
-
-
-def _at_work(run: BaseRun) -> bool:
-    """Whether a scope that was left has remote runs that are not known to be over."""
-    return any(each.remote is not None and not each.remote.over for each in list(run.children.values()))

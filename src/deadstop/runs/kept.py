@@ -12,6 +12,7 @@ from deadstop.ledger.facts import Orphans
 from deadstop.runs.keeping import PATIENCE
 
 if TYPE_CHECKING:
+    from deadstop.core.model import CancelReceipt
     from deadstop.ledger.base import Claim
 
 __all__ = ["Kept", "Recording", "monotonic", "unix"]
@@ -53,12 +54,13 @@ class Recording:
 class Kept:
     """What the ledger has of one run. `named`: other processes may cancel it by its name."""
 
-    __slots__ = ("born", "claim", "epoch", "name", "named", "numbers", "orphan_grace", "orphans",
-                 "over", "recordings", "replies", "settled")  # fmt: skip
+    __slots__ = ("born", "claim", "epoch", "listening", "name", "named", "numbers", "orphan_grace", "orphans",
+                 "over", "receipt", "recordings", "replies")  # fmt: skip
 
     def __init__(self, name: str, *, named: bool = False) -> None:
         self.name = name
         self.named = named
+        self.listening = False  # to cancels from the bus
         self.epoch = 0  # until it is recorded
         self.orphans = Orphans.LEAVE
         self.orphan_grace = 0.0
@@ -67,7 +69,7 @@ class Kept:
         self.numbers: dict[int, int] = {}  # of attempts: ours, and those over all processes
         self.recordings: dict[str, Recording] = {}  # a dict, because its setdefault() is atomic
         self.replies: list[tuple[str, str]] = []  # whom to tell of the outcome
-        self.settled = False
+        self.receipt: Optional[CancelReceipt] = None
         self.claim: Optional[Claim] = None
 
     @property
