@@ -14,7 +14,7 @@ from deadstop.core.model import CancelReceipt, Cause, Intent, Level
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import DeadstopError, RunCancellationTimeoutError, RunCancelledError, UsageError
 from deadstop.runs.cancelling import Asked, Cancelling
-from deadstop.runs.draining import arrange
+from deadstop.runs.draining import BEING_READ, arrange
 from deadstop.runs.remote import Remote
 
 if TYPE_CHECKING:
@@ -188,7 +188,7 @@ class BaseRun:
             cancelling.join(intent)
         if not cancelling.finished_before:
             calls = list(self.calls.values())
-            if calls:
+            if any(call.phase in BEING_READ for call in calls):
                 arrange(self, calls, asked)
             # Also by whoever comes second: the first may have been held up just here.
             self.cancelled = True
