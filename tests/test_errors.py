@@ -15,7 +15,12 @@ from deadstop import errors
 from deadstop.core.model import CancelReceipt, Cause, Diagnosis, DiagnosisClass, Outcome
 from deadstop.errors import (
     MESSAGE,
+    CancelRefusedError,
     DeadstopError,
+    LedgerError,
+    LedgerSchemaError,
+    LedgerUnavailable,
+    LedgerUrlError,
     RunAlreadyOpenError,
     RunCancellationTimeoutError,
     RunCancelledError,
@@ -40,6 +45,11 @@ ERRORS: list[DeadstopError] = [
     UnknownRunError("There is no run 'x'.", run="x"),
     RunAlreadyOpenError("The run 'x' is open already.", run="x"),
     UnsupportedClientError("A str is no client.", client="str"),
+    CancelRefusedError("Mallory may not cancel run 'x'.", run="x", actor="mallory"),
+    LedgerError("It failed.", url="memory:"),
+    LedgerUnavailable("It is down.", url="postgresql://host/x"),
+    LedgerSchemaError("It is foreign.", url="sqlite:///x.db"),
+    LedgerUrlError("It is no address."),
 ]
 
 

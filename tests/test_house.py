@@ -62,7 +62,7 @@ import openai
 openai.OpenAI(api_key="none")
 openai.AsyncOpenAI(api_key="none")
 
-EXTRAS = {"h11", "opentelemetry", "rich", "typer"}
+EXTRAS = {"h11", "opentelemetry", "psycopg", "rich", "typer"}
 
 class Missing:
     @staticmethod
@@ -134,8 +134,25 @@ def test_the_library_needs_no_extra() -> None:
     assert done.returncode == 0, done.stderr
     for line in done.stdout.splitlines():
         module, _, reason = line.partition(" | ")
-        assert re.match(r"deadstop\.(cli|testing|telemetry)\b", module), line
-        assert re.search(r"deadstop\[(cli|testing|otel)\]", reason), line
+        assert re.match(r"deadstop\.(cli|testing|telemetry|ledger\.(need_psycopg|postgres))\b", module), line
+        assert re.search(r"deadstop\[(cli|testing|otel|postgres)\]", reason), line
+
+
+def test_a_ledger_without_its_extra_says_what_to_install() -> None:
+    """Without psycopg a Postgres address is a usage error that names the extra; the other homes need none."""
+    code = """
+from deadstop.errors import LedgerUrlError
+from deadstop.ledger import connect
+connect("memory:").close()
+try:
+    connect("postgresql://user:hunter2@localhost/x")
+except LedgerUrlError as error:
+    print(error)
+"""
+    done = without_extras(code)
+    assert done.returncode == 0, done.stderr
+    assert "deadstop[postgres]" in done.stdout
+    assert "hunter2" not in done.stdout
 
 
 def test_the_command_line_without_its_extra_says_what_to_install() -> None:

@@ -6,6 +6,11 @@
      +-- DeadstopError
           +-- RunCancelledError                            the run was cancelled; raised in its calls
           +-- RunCancellationTimeoutError (TimeoutError)   the cancel was not confirmed in time
+          +-- CancelRefusedError (PermissionError)         who asked may not cancel this run
+          +-- LedgerError                                  the durable record failed; nothing acknowledged is lost
+          |    +-- LedgerUnavailable                       it can't be read or written now
+          |    +-- LedgerSchemaError                       it is not ours, or a newer library's
+          |    +-- LedgerUrlError (UsageError)             its address is wrong, or its extra is missing
           +-- UsageError (ValueError)                      bad input; the message says what to do
                +-- UnknownRunError (LookupError)
                +-- RunAlreadyOpenError
@@ -26,7 +31,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "MESSAGE",
+    "CancelRefusedError",
     "DeadstopError",
+    "LedgerError",
+    "LedgerSchemaError",
+    "LedgerUnavailable",
+    "LedgerUrlError",
     "RunAlreadyOpenError",
     "RunCancellationTimeoutError",
     "RunCancelledError",
@@ -152,3 +162,35 @@ class UnsupportedClientError(UsageError, TypeError):
     def __init__(self, message: str, *, client: str | None = None) -> None:
         super().__init__(message)
         self.client = client
+
+
+class CancelRefusedError(DeadstopError, PermissionError):
+    """The actor is not among those who may cancel this run. Nothing was changed; the try is on record."""
+
+    def __init__(self, message: str, *, run: str | None = None, actor: str | None = None) -> None:
+        super().__init__(message)
+        self.run = run
+        self.actor = actor
+
+
+class LedgerError(DeadstopError):
+    """The durable record could not do what was asked. What it acknowledged before is kept.
+
+    ``url`` is its address, without any password.
+    """
+
+    def __init__(self, message: str, *, url: str | None = None) -> None:
+        super().__init__(message)
+        self.url = url
+
+
+class LedgerUnavailable(LedgerError):
+    """The record can't be read or written now: down, locked, full or read-only. It may be, later; try again then."""
+
+
+class LedgerSchemaError(LedgerError):
+    """What is at that address is no record of ours, or one that a newer deadstop has written. Nothing was written."""
+
+
+class LedgerUrlError(LedgerError, UsageError):
+    """The record's address can't be used: it is malformed, or the extra that it needs is not installed."""

@@ -110,6 +110,81 @@ def _serve_fake(
         raise typer.Exit(1) from error
 
 
+_Url = typer.Option(None, "--url", envvar="DEADSTOP_URL", help="The ledger; sqlite: (this user's own) if not given.")
+
+
+def _fleet(name: str) -> Callable[..., int]:
+    """A function of `deadstop.cli.fleet`; its ledger errors end the command with a sentence."""
+    function: Callable[..., int] = getattr(importlib.import_module("deadstop.cli.fleet"), name)
+    errors = importlib.import_module("deadstop.errors")
+
+    def call(*args: object, **kwargs: object) -> int:
+        try:
+            return function(*args, **kwargs)
+        except errors.DeadstopError as error:
+            print(f"deadstop: {error}", file=sys.stderr)
+            return 2 if isinstance(error, errors.UsageError) else 1
+        except errors.OpenAIError as error:  # no key
+            print(f"deadstop: {error}", file=sys.stderr)
+            return 2
+
+    return call
+
+
+@app.command("ps")
+def _ps(
+    all_: bool = typer.Option(False, "--all", help="Also those that have ended."),
+    watch: bool = typer.Option(False, "--watch", help="Again and again, until Ctrl-C."),
+    as_json: bool = typer.Option(False, "--json", help="For programs."),
+    url: Optional[str] = _Url,
+) -> None:
+    """List the runs: those on record, and those that the processes of this host hold."""
+    raise typer.Exit(_fleet("ps")(url, ended=all_, watch=watch, as_json=as_json, console=_console()))
+
+
+@app.command("cancel")
+def _cancel(
+    target: Optional[str] = typer.Argument(None, metavar="NAME|REF", help="Such as chat-42, or response:resp_123."),
+    all_: bool = typer.Option(False, "--all", help="Every run that has a name or is on record."),
+    reason: Optional[str] = typer.Option(None, help="Why; kept on record."),
+    actor: Optional[str] = typer.Option(None, help="Who; this user if not given."),
+    timeout: Optional[float] = typer.Option(None, min=0.001, help="Seconds to wait for the confirmation."),
+    wait: str = typer.Option("confirmed", help="What to wait for: sent, accepted or confirmed."),
+    url: Optional[str] = _Url,
+) -> None:
+    """Cancel a run of any process of this host, or what a dead one left behind.
+
+    Exit codes: 0 confirmed, 3 unconfirmed (also: parked, since nobody holds it), 4 it had finished first, 2 usage.
+    Cancels of remote runs whose process is gone need OPENAI_API_KEY and OPENAI_BASE_URL.
+    """
+    facts = {"every": all_, "reason": reason, "actor": actor, "timeout": timeout, "wait": wait}
+    raise typer.Exit(_fleet("cancel")(url, target, **facts))
+
+
+@app.command("receipts")
+def _receipts(
+    run: Optional[str] = typer.Argument(None, metavar="NAME", help="Of this run alone."),
+    limit: int = typer.Option(20, min=1, help="How many at most."),
+    as_json: bool = typer.Option(False, "--json", help="For programs."),
+    url: Optional[str] = _Url,
+) -> None:
+    """Print what cancels came to, the newest first."""
+    raise typer.Exit(_fleet("receipts")(url, run, limit=limit, as_json=as_json))
+
+
+@app.command("reconcile")
+def _reconcile(
+    once: bool = typer.Option(False, "--once", help="End when there is nothing left to do."),
+    url: Optional[str] = _Url,
+) -> None:
+    """Finish the cancels that dead processes left behind, until SIGTERM or Ctrl-C.
+
+    Uses OPENAI_API_KEY and OPENAI_BASE_URL, and works on remote runs of that server alone. Several may run side by
+    side. What ended more than 30 days ago is forgotten.
+    """
+    raise typer.Exit(_fleet("reconcile")(url, once=once))
+
+
 def _console() -> Console:
     console = Console()
     return console if console.is_terminal else Console(width=140)

@@ -5,10 +5,12 @@ The machinery is imported when a client is first used, so that importing deadsto
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Callable, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
+from deadstop.errors import UsageError
 from deadstop.kinds.register import passing
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from deadstop.runs.concurrent import AsyncRuns
     from deadstop.runs.registry import Registry
 
-__all__ = ["ATTRIBUTE", "Adopted", "adopt_async", "adopt_sync", "share"]
+__all__ = ["ATTRIBUTE", "Adopted", "adopt_async", "adopt_sync", "keep", "share", "url_in_force"]
 
 ATTRIBUTE = "_deadstop"
 
@@ -154,6 +156,39 @@ def adopt_async(client: Any) -> Adopted:
         _lead_home(registry, client)
         adopted = client.__dict__.setdefault(ATTRIBUTE, made)
     return adopted  # type: ignore[no-any-return]
+
+
+def url_in_force(url: Optional[str]) -> Optional[str]:
+    """The ledger's address: the one given, or that of the environment (`DEADSTOP_URL`). None: no ledger.
+
+    Raises LedgerError if it can't be used.
+    """
+    url = url or os.environ.get("DEADSTOP_URL") or None
+    if url is not None:
+        from deadstop.fleet.member import member_of
+
+        member_of(url)
+    return url
+
+
+def keep(adopted: Adopted, client: Any, url: Optional[str]) -> None:
+    """Have a client's runs kept in the ledger at `url`, from now on. Raises LedgerError, UsageError."""
+    if url is None:
+        return
+    from deadstop.fleet.member import member_of
+    from deadstop.runs.keeper import Keeper
+    from deadstop.runs.pickup import PickUp
+
+    registry, member = adopted.registry, member_of(url)
+    if registry.keeper is not None:
+        if registry.keeper.member is not member:
+            raise UsageError(f"The runs of this client are kept in {registry.keeper.member.ledger.url} already.")
+        return
+    keeper = Keeper(registry, member)
+    keeper.pick_up = PickUp(keeper, str(getattr(client, "base_url", "")))
+    if registry.in_task:
+        keeper.at_home = lambda work: registry.loop is not None and registry.loop.call(work)
+    registry.keeper = keeper
 
 
 def _lead_home(registry: Registry, client: Any) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import weakref
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
-from deadstop.clients.adopted import ATTRIBUTE, Adopted, adopt_async, adopt_sync, share
+from deadstop.clients.adopted import ATTRIBUTE, Adopted, adopt_async, adopt_sync, keep, share, url_in_force
 from deadstop.clients.drop_in import is_ours
 from deadstop.clients.helpers import hook_client_resources
 from deadstop.errors import UnsupportedClientError
@@ -18,16 +18,20 @@ if TYPE_CHECKING:
 __all__ = ["attach"]
 
 
-def attach(client: Any) -> Union[Runs, AsyncRuns]:
+def attach(client: Any, *, url: Optional[str] = None) -> Union[Runs, AsyncRuns]:
     """Runs for a client that was built elsewhere: `Runs` for a sync one, `AsyncRuns` for an async one.
 
     The client goes on as it is, its class is left alone, and its calls can be cancelled from now on; those of the
     copies it makes later (`copy()`, `with_options()`), too. Works for the clients of `openai` and of the SDKs that
     come from the same generator (`anthropic`, `groq`, `together`, ...). Attaching twice gives the same runs.
 
-    Raises `UnsupportedClientError` for anything else.
+    `url` is the address of a ledger, as `runs_url` of `OpenAI`; without it `DEADSTOP_URL` counts.
+
+    Raises `UnsupportedClientError` for anything else, LedgerError if the ledger can't be used.
     """
     if is_ours(client):
+        if url is not None:
+            keep(_ours(client), client, url)
         return client.runs  # type: ignore[no-any-return]
     request = getattr(type(client), "request", None)
     missing = [name for name in ("_client", "_calculate_retry_timeout") if not hasattr(client, name)]
@@ -37,9 +41,15 @@ def attach(client: Any) -> Union[Runs, AsyncRuns]:
             "Give the client object itself, such as the `openai.OpenAI(...)` that your framework holds."
         )
     known: Any = client.__dict__.get(ATTRIBUTE)
+    url = url_in_force(url) if url is not None or known is None else None
     if known is None:
         known = _attach(client, inspect.iscoroutinefunction(request))
+    keep(known, client, url)
     return known.runs  # type: ignore[no-any-return]
+
+
+def _ours(client: Any) -> Adopted:
+    return (adopt_async if inspect.iscoroutinefunction(type(client).request) else adopt_sync)(client)
 
 
 def _named(thing: Any) -> str:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Callable, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, cast
 
 import openai
 
-from deadstop.clients.adopted import ATTRIBUTE, adopt_async, adopt_sync, share
+from deadstop.clients.adopted import ATTRIBUTE, adopt_async, adopt_sync, keep, share, url_in_force
 from deadstop.clients.helpers import hook_resources
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from deadstop.runs.concurrent import AsyncRuns
 
 __all__ = ["AsyncAzureOpenAI", "AsyncOpenAI", "AzureOpenAI", "OpenAI", "is_ours", "liken"]
+
+_URL = "_deadstop_url"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -83,24 +86,39 @@ def _sharing(copy: F, adopt: Callable[[Any], Any]) -> F:
     return cast(F, shared)
 
 
-def _prepared(init: F) -> F:
-    """A constructor that imports the machinery first; with the SDK's own signature.
+def _prepared(init: Any) -> Any:
+    """A constructor that imports the machinery first; with the SDK's own signature, and `runs_url`.
 
     Not later: a signal handler that looks for runs must not come upon a half of it.
     """
 
     @functools.wraps(init)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+    def __init__(self: Any, *args: Any, runs_url: Optional[str] = None, **kwargs: Any) -> None:
         for name in ("calls.blocking", "calls.entry", "clients.channel", "runs.blocking", "runs.concurrent"):
             import_module(f"deadstop.{name}")
+        first = _URL not in self.__dict__  # Azure's constructor comes by here twice
+        if first:
+            self.__dict__[_URL] = url_in_force(runs_url)
         init(self, *args, **kwargs)
+        if first and self.__dict__[_URL] is not None:
+            keep((adopt_async if isinstance(self, _Async) else adopt_sync)(self), self, self.__dict__[_URL])
 
-    return cast(F, __init__)
+    signature = inspect.signature(init)
+    more = inspect.Parameter("runs_url", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Optional[str])
+    kinds = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    rest = [each for each in signature.parameters.values() if each.kind is inspect.Parameter.VAR_KEYWORD]
+    __init__.__signature__ = signature.replace(parameters=[*kinds, more, *rest])  # type: ignore[attr-defined]
+    return __init__
 
 
 @hook_resources
 class OpenAI(_Sync, openai.OpenAI, metaclass=_Likeness):
-    """`openai.OpenAI` whose calls can be cancelled at any moment: same constructor, same behaviour, and `runs`."""
+    """`openai.OpenAI` whose calls can be cancelled at any moment: same constructor, same behaviour, and `runs`.
+
+    `runs_url` is the address of a ledger (`sqlite:`, `sqlite:////path/runs.db`, `postgresql://...`; or from
+    `DEADSTOP_URL`): with one, runs can be cancelled from other processes, and cancels outlive a crash. Raises
+    LedgerError if it can't be used. Without one nothing is kept.
+    """
 
     __init__ = _prepared(openai.OpenAI.__init__)
     copy = _sharing(openai.OpenAI.copy, adopt_sync)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Optional, Union, cast
@@ -13,14 +13,18 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunCancellationTimeoutError
 from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.registry import Registry, checked_name, checked_policy
+from deadstop.runs.checks import checked_name, checked_policy
+from deadstop.runs.keeping import PATIENCE
+from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
 from deadstop.runs.waiting import (
     FIRST,
+    LOOK,
     SETTLING,
     Terms,
     Wish,
     answer,
+    away_answer,
     first_wait,
     intent,
     next_wait,
@@ -62,6 +66,15 @@ class Run(BaseRun):
 
     def __enter__(self) -> Run:
         self.enter()
+        if self.registry.keeper is not None:
+            looked = self.registry.keeper.look(self)
+            if looked is not None:
+                try:
+                    looked.wait(PATIENCE)
+                except BaseException:
+                    self.leave()
+                    self.end()
+                    raise
         return self
 
     def __exit__(
@@ -117,6 +130,9 @@ class Runs:
         metadata: Optional[Mapping[str, Any]] = None,
         policy: Optional[CancelPolicy] = None,
         streamed_inside: Optional[bool] = None,
+        cancellers: Optional[Iterable[str]] = None,
+        orphans: str = "leave",
+        orphan_grace: float = 0.0,
     ) -> Run:
         """A run scope, to be entered with `with`. Every call made inside, by any client of ours, belongs to it.
 
@@ -125,10 +141,21 @@ class Runs:
         is not streamed is *streamed inside*, so that closing its connection really stops the server, and put
         together again; `streamed_inside=False` turns that off.
 
+        `cancellers` are the actors who may cancel it; without it, anybody may. `orphans="cancel"` has its remote runs
+        cancelled should this process die, `orphan_grace` seconds after. With either the run is on record from the
+        start, where the client uses a ledger.
+
         Raises `RunAlreadyOpenError` if a run of that name is open, `UsageError` for anything it can't work with.
         """
         run = self._registry.open(
-            name, timeout=timeout, metadata=metadata, policy=policy, streamed_inside=streamed_inside
+            name,
+            timeout=timeout,
+            metadata=metadata,
+            policy=policy,
+            streamed_inside=streamed_inside,
+            cancellers=cancellers,
+            orphans=orphans,
+            orphan_grace=orphan_grace,
         )
         return cast(Run, run)
 
@@ -151,10 +178,20 @@ class Runs:
         or a callback that runs inside the run's own call the end can't be waited for: the receipt says `accepted`.
 
         Raises `RunCancellationTimeoutError` when it was not confirmed in time (or returns an `unconfirmed` receipt,
-        with `on_timeout="return"`), `UnknownRunError`, `UsageError`.
+        with `on_timeout="return"`), `CancelRefusedError`, `UnknownRunError`, `UsageError`.
         """
         asked = wish(wait, timeout, policy)
-        return cancel(self._registry.find(target), asked, reason=reason, actor=actor, request_id=request_id)
+        facts = {"reason": reason, "actor": actor, "request_id": request_id}
+        if self._registry.keeper is not None:
+            bounds = terms(self._registry, None, asked, time.monotonic())
+            away = self._registry.keeper.away(target, bounds, dict(facts))
+            if isinstance(away, BaseRun):
+                return cancel(away, asked, **facts)
+            if away is not None:
+                receipt = _elsewhere(away, bounds)
+                if receipt is not None:
+                    return receipt
+        return cancel(self._registry.find(target), asked, **facts)
 
     def cancel_all(
         self,
@@ -204,6 +241,8 @@ class Runs:
 
 def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
     """Cancel `run` as asked, from this thread."""
+    if run.cancellers is not None:
+        run.refuse(facts.get("actor"), facts.get("reason"))
     at = time.monotonic()
     struck = run.strike(partial(intent, run, asked, at, facts), asked)
     try:
@@ -231,3 +270,16 @@ def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
         if asked.on_timeout in ("raise", "reset"):
             raise RunCancellationTimeoutError(receipt=receipt)
     return receipt
+
+
+def _elsewhere(away: Any, asked: Terms) -> Optional[CancelReceipt]:
+    """The answer to a cancel of a run that other processes may hold; None if nobody does, and it is known here."""
+    away.begin()
+    try:
+        while not away.done.wait(min(LOOK, max(asked.deadline - time.monotonic(), 0.0))):
+            if time.monotonic() >= asked.deadline:
+                break
+            away.look()
+    finally:
+        away.end()
+    return away_answer(away, asked)

@@ -7,7 +7,6 @@ waits for the turn: who had it looks at the queue again after giving it back.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Iterable
@@ -36,7 +35,7 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.runs import telling
 from deadstop.runs.chase import Chase
 from deadstop.runs.draining import usage_of
-from deadstop.runs.receipts import evidence_of, remote_facts
+from deadstop.runs.receipts import evidence_of, noted, remote_facts
 
 if TYPE_CHECKING:
     from deadstop.runs.remote import Remote
@@ -46,8 +45,6 @@ __all__ = ["Asked", "Cancelling"]
 
 Asked = Union[Intent, Callable[[], Intent]]
 """An intent, or what makes it: always the same one."""
-
-log = logging.getLogger("deadstop")
 
 _UNANSWERED = (None, Outcome.SENT, Outcome.ACCEPTED, Outcome.PARKED)
 
@@ -152,6 +149,8 @@ class Cancelling:
         if self._once.pop("follow", None) is None:
             return
         self._policy = policy
+        if self.run.registry.keeper is not None:
+            self.run.registry.keeper.cancelled(self)
         for child in self._children:
             child.follow(policy)
         for call in list(self._calls.values()):
@@ -169,7 +168,8 @@ class Cancelling:
 
     def _chase_remote(self, remote: Remote) -> None:
         policy = self.run.registry.policy_for(self.run, self._policy)
-        chase = self._chase = Chase(remote, policy, settled=self._caught, let_go=self._release)
+        keeping = self.run.registry.keeping(self.run)
+        chase = self._chase = Chase(remote, policy, settled=self._caught, let_go=self._release, keeping=keeping)
         # Elsewhere: a signal handler may have come by on top of anything.
         if not remote.channel.spawn(lambda: chase.begin(self.intent)):
             chase.begin(self.intent)
@@ -192,7 +192,7 @@ class Cancelling:
     def goals(self, level: Level) -> list[Completion]:
         """What to wait for, one after the other, until the cancel has come as far as `level`."""
         if level is Level.CONFIRMED:
-            return [self.done]
+            return [self.done, *self.run.recorded()]
         mine = [] if self._chase is None else [self._chase.left if level is Level.SENT else self._chase.accepted]
         return mine + [each for child in self._children for each in child.goals(level)]
 
@@ -203,6 +203,8 @@ class Cancelling:
         if intent.request_id is not None and intent.request_id in known:
             return
         self._late.append(intent)
+        if self.run.registry.keeper is not None:
+            self.run.registry.keeper.joined(self.run, intent)
         for number in list(self._machines):
             self._inbox.append((number, CancelRequested(at=time.monotonic(), intent=intent)))
         if self._chase is not None:
@@ -286,7 +288,7 @@ class Cancelling:
         if before is None or before.outcome is Outcome.UNCONFIRMED:
             self._final = receipt
             self.run.settled(receipt)
-        # First, so that what its caller knows of can be flushed. It only puts it in a queue, if anybody listens.
+        # First, so that what its caller knows of can be flushed. It only puts it in a queue.
         telling.settled(self.run, self.intent, receipt, before, self._context)
         self.done.set()
         for above in list(self._above):
@@ -300,6 +302,7 @@ class Cancelling:
         final = self._final
         if final is not None and len(final.later) != len(self._late):
             final = self._final = replace(final, later=self._later())
+        final = self._final = noted(final, self.run.kept)
         revivals = () if self.run.remote is None else tuple(self.run.remote.revivals)
         if final is not None and final.revivals != revivals:
             final = self._final = replace(final, revivals=revivals)

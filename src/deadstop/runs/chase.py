@@ -51,6 +51,7 @@ from deadstop.core.machine import (
 from deadstop.core.model import Attempt, Diagnosis, Evidence, Intent, Level, Outcome, Phase, RunStatus
 from deadstop.core.policy import CancelPolicy
 from deadstop.kinds.servers import UNKNOWN, recognise
+from deadstop.runs.keeping import UNKEPT, Keeping
 from deadstop.runs.remote import Remote
 
 __all__ = ["Chase"]
@@ -75,9 +76,11 @@ class Chase:
         *,
         settled: Callable[[Chase], None],
         let_go: Callable[[], None],
+        keeping: Keeping = UNKEPT,
         clock: Clock = REAL,
     ) -> None:
         self._clock = clock
+        self._keeping = keeping
         self.remote = remote
         self.policy = policy
         self.machine = Cancellation.new(Target.UNBORN if remote.ref is None else Target.REMOTE, poll=policy.poll)
@@ -179,6 +182,7 @@ class Chase:
             self._inbox.append(Replied(at=now, attempt=effect.attempt, status=202, run=taken, word=self.remote.word))
         elif isinstance(effect, SendCancel):
             request = self.remote.kind.to_cancel(self._ref)
+            self._keeping.sending(effect.attempt)
             self._send(request, effect.attempt, partial(self._replied, effect.attempt), cancel=True)
         elif isinstance(effect, ReadStatus):
             self._read(effect.read)
@@ -189,7 +193,7 @@ class Chase:
             self._timers.append(self._clock.at(event.at, lambda: self.feed(event)))
             del self._timers[:-2]  # the machine waits for one at a time
         elif isinstance(effect, Record):
-            self._inbox.append(Recorded(at=now))
+            self._keeping.recorded(lambda: self.feed(Recorded(at=self._clock.now())))
         elif isinstance(effect, (InterruptCall, AbandonWait)):
             self._let_go()
         elif isinstance(effect, Answer):
@@ -265,6 +269,7 @@ class Chase:
 
     def _replied(self, number: int, result: Result) -> None:
         self._note(result, self.cancels)
+        self._keeping.sent(result.attempt)
         now = self._clock.now()
         if result.status is None:
             self.feed(SendFailed(at=now, attempt=number, may_have_arrived=result.may_have_arrived))

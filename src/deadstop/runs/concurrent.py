@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Optional, Union, cast
@@ -16,14 +16,18 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunCancellationTimeoutError
 from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.registry import Registry, checked_name, checked_policy
+from deadstop.runs.checks import checked_name, checked_policy
+from deadstop.runs.keeping import PATIENCE
+from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
 from deadstop.runs.waiting import (
     FIRST,
+    LOOK,
     SETTLING,
     Terms,
     Wish,
     answer,
+    away_answer,
     first_wait,
     intent,
     next_wait,
@@ -68,6 +72,16 @@ class AsyncRun(BaseRun):
 
     async def __aenter__(self) -> AsyncRun:
         self.enter()
+        if self.registry.keeper is not None:
+            self.registry.loop = Loop.current()
+            looked = self.registry.keeper.look(self)
+            if looked is not None:
+                try:
+                    await looked.wait_async(PATIENCE)
+                except BaseException:
+                    self.leave()
+                    self.end()
+                    raise
         return self
 
     async def __aexit__(
@@ -128,6 +142,9 @@ class AsyncRuns:
         metadata: Optional[Mapping[str, Any]] = None,
         policy: Optional[CancelPolicy] = None,
         streamed_inside: Optional[bool] = None,
+        cancellers: Optional[Iterable[str]] = None,
+        orphans: str = "leave",
+        orphan_grace: float = 0.0,
     ) -> AsyncRun:
         """A run scope, to be entered with `async with`. Every call made inside, by any client of ours, belongs to it.
 
@@ -136,10 +153,21 @@ class AsyncRuns:
         is not streamed is *streamed inside*, so that closing its connection really stops the server, and put
         together again; `streamed_inside=False` turns that off.
 
+        `cancellers` are the actors who may cancel it; without it, anybody may. `orphans="cancel"` has its remote runs
+        cancelled should this process die, `orphan_grace` seconds after. With either the run is on record from the
+        start, where the client uses a ledger.
+
         Raises `RunAlreadyOpenError` if a run of that name is open, `UsageError` for anything it can't work with.
         """
         run = self._registry.open(
-            name, timeout=timeout, metadata=metadata, policy=policy, streamed_inside=streamed_inside
+            name,
+            timeout=timeout,
+            metadata=metadata,
+            policy=policy,
+            streamed_inside=streamed_inside,
+            cancellers=cancellers,
+            orphans=orphans,
+            orphan_grace=orphan_grace,
         )
         return cast(AsyncRun, run)
 
@@ -162,11 +190,22 @@ class AsyncRuns:
         runs inside the run's own call the end can't be waited for: the receipt says `accepted`.
 
         Raises `RunCancellationTimeoutError` when it was not confirmed in time (or returns an `unconfirmed` receipt,
-        with `on_timeout="return"`), `UnknownRunError`, `UsageError`. A cancellation of the task that waits here
-        passes through; the cancel goes on.
+        with `on_timeout="return"`), `CancelRefusedError`, `UnknownRunError`, `UsageError`. A cancellation of the task
+        that waits here passes through; the cancel goes on.
         """
         asked = wish(wait, timeout, policy)
-        return await cancel(self._registry.find(target), asked, reason=reason, actor=actor, request_id=request_id)
+        facts = {"reason": reason, "actor": actor, "request_id": request_id}
+        if self._registry.keeper is not None:
+            self._registry.loop = Loop.current()
+            bounds = terms(self._registry, None, asked, time.monotonic())
+            away = self._registry.keeper.away(target, bounds, dict(facts))
+            if isinstance(away, BaseRun):
+                return await cancel(away, asked, **facts)
+            if away is not None:
+                receipt = await _elsewhere(away, bounds)
+                if receipt is not None:
+                    return receipt
+        return await cancel(self._registry.find(target), asked, **facts)
 
     async def cancel_all(
         self,
@@ -216,6 +255,8 @@ class AsyncRuns:
 
 async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
     """Cancel `run` as asked, from this task."""
+    if run.cancellers is not None:
+        run.refuse(facts.get("actor"), facts.get("reason"))
     at, here = time.monotonic(), Loop.current()
     struck = run.strike(partial(intent, run, asked, at, facts), asked)
     try:
@@ -243,3 +284,16 @@ async def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
         if asked.on_timeout in ("raise", "reset"):
             raise RunCancellationTimeoutError(receipt=receipt)
     return receipt
+
+
+async def _elsewhere(away: Any, asked: Terms) -> Optional[CancelReceipt]:
+    """The answer to a cancel of a run that other processes may hold; None if nobody does, and it is known here."""
+    away.begin()
+    try:
+        while not await away.done.wait_async(min(LOOK, max(asked.deadline - time.monotonic(), 0.0))):
+            if time.monotonic() >= asked.deadline:
+                break
+            away.look()
+    finally:
+        away.end()
+    return away_answer(away, asked)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Optional
 
 from deadstop.calls.call import Call
 from deadstop.core.diagnosis import Facts
-from deadstop.core.model import Evidence, RunStatus, ServerWork
+from deadstop.core.model import CancelReceipt, Evidence, RunStatus, ServerWork
 from deadstop.runs.chase import Chase
 from deadstop.runs.remote import Remote
 
-__all__ = ["evidence_of", "remote_facts"]
+if TYPE_CHECKING:
+    from deadstop.runs.kept import Kept
+
+__all__ = ["evidence_of", "noted", "remote_facts"]
 
 
 def remote_facts(remote: Optional[Remote], chase: Optional[Chase]) -> dict[str, Any]:
@@ -49,3 +53,13 @@ def evidence_of(call: Call) -> Facts:
         caller_inside=not facts.released,
         elapsed=facts.elapsed,
     )
+
+
+def noted(receipt: Optional[CancelReceipt], kept: Optional[Kept]) -> Optional[CancelReceipt]:
+    """The receipt, with a sentence on it if it could not be put on record."""
+    if receipt is None or kept is None or kept.recording is None:
+        return receipt
+    note = kept.recording.note
+    if note is None or note in (receipt.note or ""):
+        return receipt
+    return replace(receipt, note=f"{receipt.note} {note}" if receipt.note else note)

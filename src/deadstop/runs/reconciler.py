@@ -81,6 +81,7 @@ class Reconciler:
         """Chase until the moment `until` (monotonic seconds), in stretches: each sends the cancel anew."""
         remote: Any = run.remote
         now = time.monotonic()
+        keeping = run.registry.keeping(run)
 
         def settled(chase: Chase) -> None:
             self._chases.pop(id(remote), None)
@@ -95,7 +96,7 @@ class Reconciler:
                 log.warning("Gave up on cancelling %r: %s", run.name, chase.diagnosis())
 
         bounded = policy.replace(timeout=max(min(until - now, stretch), 0.001))
-        chase = Chase(remote, bounded, settled=settled, let_go=_nothing)
+        chase = Chase(remote, bounded, settled=settled, let_go=_nothing, keeping=keeping)
         self._chases[id(remote)] = chase
         remote.channel.spawn(lambda: chase.begin(replace(intent, at=now, deadline=float("inf"), request_id=None)))
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import weakref
-from collections.abc import Mapping
-from typing import Any, Callable, Optional, cast
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Callable, Optional, cast
 
 from deadstop.calls.call import Call
 from deadstop.calls.fence import call_of
+from deadstop.calls.loops import Loop
 from deadstop.calls.tracker import Tracker
-from deadstop.core.model import CancelReceipt, Evidence
+from deadstop.core.model import CancelReceipt, Cause, Evidence
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunAlreadyOpenError, UnknownRunError, UsageError
 from deadstop.kinds import register as kinds
@@ -20,10 +21,15 @@ from deadstop.kinds.register import Passing
 from deadstop.kinds.servers import ServerProfile
 from deadstop.runs.births import Birth, Watch
 from deadstop.runs.cancelling import Cancelling
+from deadstop.runs.checks import checked_actors, checked_name, checked_new_name, checked_policy, checked_seconds
+from deadstop.runs.keeping import UNKEPT, Keeping
 from deadstop.runs.reconciler import Reconciler
 from deadstop.runs.remote import Remote
 from deadstop.runs.run import BaseRun, current_run
 from deadstop.runs.settings import policy_in_force
+
+if TYPE_CHECKING:
+    from deadstop.runs.keeper import Keeper
 
 __all__ = ["REGISTRIES", "Registry", "stop_new_runs"]
 
@@ -53,7 +59,8 @@ class Registry:
         self.policy: Optional[CancelPolicy] = None
         self.server: Optional[ServerProfile] = None  # where the user has said which it is
         self.streamed_inside = True
-        self._in_task = in_task
+        self.in_task = in_task
+        self.loop: Optional[Loop] = None  # of the tasks that use it, where a ledger is used
         self._live: dict[str, BaseRun] = {}
         self._ended: dict[str, BaseRun] = {}
         self._memory: dict[Any, Any] = {}
@@ -61,6 +68,7 @@ class Registry:
         self.reset: Callable[[], Any] = _nothing_to_reset
         self.channel_to: Callable[[], Any] = _no_channel  # the way to the server, for runs named by their id
         self.reconciler = Reconciler()
+        self.keeper: Optional[Keeper] = None  # where the client uses a ledger
         self.http_clients: weakref.WeakSet[Any] = weakref.WeakSet()
         self._watchers: list[Callable[[BaseRun, CancelReceipt], Any]] = []
         REGISTRIES.add(self)
@@ -75,8 +83,12 @@ class Registry:
         metadata: Optional[Mapping[str, Any]],
         policy: Optional[CancelPolicy],
         streamed_inside: Optional[bool],
+        cancellers: Optional[Iterable[str]] = None,
+        orphans: str = "leave",
+        orphan_grace: float = 0.0,
     ) -> BaseRun:
         """A run of that name, ready to be entered. Raises `UsageError`, and then nothing was opened."""
+        named = name is not None
         name = f"run-{next(_numbers)}" if name is None else checked_new_name(name)
         if timeout is not None:
             timeout = checked_seconds("timeout", timeout)
@@ -86,6 +98,9 @@ class Registry:
             raise UsageError(f"metadata is {metadata!r}: give a mapping, such as {{'user': 'u-7'}}.")
         if streamed_inside is None:
             streamed_inside = self.streamed_inside
+        allowed = None if cancellers is None else checked_actors(cancellers)
+        if orphans not in ("leave", "cancel") or not 0 <= orphan_grace < float("inf"):
+            raise UsageError(f"orphans is {orphans!r} after {orphan_grace!r} s: give 'leave', or 'cancel' and seconds.")
         around = current_run.get()
         run = self._run_class(
             self,
@@ -96,6 +111,9 @@ class Registry:
             policy=policy,
             streamed_inside=streamed_inside,
         )
+        run.cancellers = allowed
+        if self.keeper is not None:
+            self.keeper.open(run, named, orphans, orphan_grace)
         if self._live.setdefault(name, run) is not run:
             raise RunAlreadyOpenError(
                 f"A run named {name!r} is open already. Give each run a name of its own, such as the id of the "
@@ -139,7 +157,7 @@ class Registry:
             path,
             streamed=streamed,
             streamed_inside=run.streamed_inside and not streamed,
-            in_task=self._in_task,
+            in_task=self.in_task,
             memory=self._memory,
             tracker=tracker,
         )
@@ -161,6 +179,7 @@ class Registry:
         run.remote.listen(run.remote_changed)
         if around is not None:
             run.streamed_inside = around.streamed_inside
+            run.cancellers = around.cancellers
             run.join_parent()
         self._live[run.name] = run
         return run
@@ -207,6 +226,8 @@ class Registry:
         run = self._remotes.get(ref)
         if run is not None and run.remote is not None and run.remote.observe(word, evidence, asked_at):
             self.reconciler.revived(run)
+            if self.keeper is not None:
+                self.keeper.revived(run)
 
     # Looking up
 
@@ -258,7 +279,7 @@ class Registry:
         if call.canceller is not None:
             return call.canceller.run  # type: ignore[no-any-return]
         one = self._run_class(self, f"{run.name}/call-{call.id}", policy=run.policy)
-        one.ended = call.left.is_set()
+        one.ended, one.cancellers = call.left.is_set(), run.cancellers
         if not one.ended:
             one.calls[call.id] = call
         return run.alone.setdefault(call.id, one)
@@ -289,6 +310,8 @@ class Registry:
         """The run has ended: it is remembered for a while."""
         if self._live.get(run.name) is run:
             del self._live[run.name]
+            if self.keeper is not None:
+                self.keeper.ended(run)
             if not run.anonymous or run.cancelled or run.remote is not None:
                 self._ended.pop(run.name, None)  # so that it goes to the end of the queue
                 self._ended[run.name] = run
@@ -298,8 +321,14 @@ class Registry:
                         if gone.remote is not None and gone.remote.ref is not None:
                             self._remotes.pop(gone.remote.ref, None)
 
+    def keeping(self, run: BaseRun) -> Keeping:
+        """How the chase after a remote run is put on record."""
+        return UNKEPT if self.keeper is None else self.keeper.keeping(run)
+
     def settled(self, run: BaseRun, receipt: CancelReceipt) -> None:
         """A cancel has an outcome: tell whoever watches."""
+        if self.keeper is not None:
+            self.keeper.settled(run, receipt)
         for watcher in self._watchers:
             watcher(run, receipt)
 
@@ -307,6 +336,9 @@ class Registry:
         """Close every fence and start every abort. Never blocks."""
         live = self.live()
         tops = [run for run in live if run.parent is None or run.parent.ended or run.parent.registry is not self]
+        if facts.get("cause", Cause.USER) is Cause.USER:
+            actor = facts.get("actor")
+            tops = [run for run in tops if run.cancellers is None or actor in run.cancellers]
         return [run.request_cancel(run.intent(**facts)) for run in tops]
 
 
@@ -325,39 +357,3 @@ def stop_new_runs(**facts: Any) -> None:
     """From now on every new run of the process is born cancelled, with these facts of an intent. For its end."""
     global _stopping
     _stopping = facts
-
-
-def checked_new_name(name: Any) -> str:
-    """A name for a new run, or `UsageError`: it must not look like the address of a remote run."""
-    checked = checked_name(name)
-    kind = checked.partition(":")[0]
-    if ":" in checked and kind in kinds.kinds():
-        raise UsageError(
-            f"{checked!r} looks like the address of a {kind}. Give the run another name, such as 'chat-42'."
-        )
-    return checked
-
-
-def checked_name(name: Any) -> str:
-    """A run's name, or `UsageError`."""
-    if not isinstance(name, str):
-        raise UsageError(f"A run's name is a string, and this is {name!r}. Give a name such as 'chat-42'.")
-    if not name.strip():
-        raise UsageError("A run's name can't be empty. Give a name such as 'chat-42'.")
-    return name
-
-
-def checked_policy(policy: Any) -> CancelPolicy:
-    """A policy, or `UsageError`."""
-    if not isinstance(policy, CancelPolicy):
-        raise UsageError(f"policy is {policy!r}: give a CancelPolicy, such as CancelPolicy(timeout=5).")
-    return policy
-
-
-def checked_seconds(what: str, seconds: Any) -> float:
-    """A positive, finite number of seconds, or `UsageError`."""
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-        raise UsageError(f"{what} is {seconds!r}: give seconds as a number, such as 60 or 0.5.")
-    if not 0 < seconds < float("inf"):
-        raise UsageError(f"{what} is {seconds!r}: give a finite number of seconds above 0.")
-    return float(seconds)

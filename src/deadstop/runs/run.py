@@ -10,14 +10,22 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from deadstop.calls import timers
 from deadstop.calls.call import Call
+from deadstop.calls.completion import Completion
 from deadstop.core.model import CancelReceipt, Cause, Intent, Level
 from deadstop.core.policy import CancelPolicy
-from deadstop.errors import DeadstopError, RunCancellationTimeoutError, RunCancelledError, UsageError
+from deadstop.errors import (
+    CancelRefusedError,
+    DeadstopError,
+    RunCancellationTimeoutError,
+    RunCancelledError,
+    UsageError,
+)
 from deadstop.runs.cancelling import Asked, Cancelling
 from deadstop.runs.draining import BEING_READ, arrange
 from deadstop.runs.remote import Remote
 
 if TYPE_CHECKING:
+    from deadstop.runs.kept import Kept
     from deadstop.runs.registry import Registry
 
 __all__ = ["BaseRun", "current_run"]
@@ -46,10 +54,12 @@ class BaseRun:
         "anonymous",
         "calls",
         "cancelled",
+        "cancellers",
         "characters",
         "children",
         "chunks",
         "ended",
+        "kept",
         "metadata",
         "name",
         "opened",
@@ -82,6 +92,8 @@ class BaseRun:
         self.streamed_inside = streamed_inside
         self.anonymous = anonymous
         self.remote: Optional[Remote] = None  # of a run that is one remote run
+        self.cancellers: Optional[frozenset[Optional[str]]] = None  # who may cancel it; None: anybody
+        self.kept: Optional[Kept] = None  # what the ledger has of it
         self.opened = time.monotonic()
         self.cancelled = False
         self.ended = False
@@ -114,8 +126,11 @@ class BaseRun:
     ) -> None:
         """Cancel and return at once. Never blocks, from any thread, callback or signal handler.
 
-        The fence is closed when it returns; what came of it is in `receipt` later.
+        The fence is closed when it returns; what came of it is in `receipt` later. Raises `CancelRefusedError` if the
+        actor may not cancel it.
         """
+        if self.cancellers is not None and cause is Cause.USER:
+            self.refuse(actor, reason)
         self.request_cancel(self.intent(reason=reason, actor=actor, cause=cause))
 
     def on_cancel(self, callback: Callable[[Any], Any]) -> Callable[[], None]:
@@ -158,6 +173,15 @@ class BaseRun:
             request_id=request_id,
             at=time.monotonic() if at is None else at,
         )
+
+    def refuse(self, actor: Optional[str], reason: Optional[str] = None) -> None:
+        """Raise `CancelRefusedError` if that actor may not cancel the run (I19). The try is put on record."""
+        if self.cancellers is None or actor in self.cancellers:
+            return
+        if self.registry.keeper is not None:
+            self.registry.keeper.refused(self, self.intent(actor=actor, reason=reason))
+        who = actor or "An actor without a name"
+        raise CancelRefusedError(f"{who} may not cancel run {self.name!r}.", run=self.name, actor=actor)
 
     def request_cancel(self, intent: Intent) -> Cancelling:
         """Close the fence of the run and of all below it, and start to abort their calls. Never blocks.
@@ -228,6 +252,10 @@ class BaseRun:
             except Exception:
                 log.exception("An on_cancel callback of run %r failed; the cancel goes on.", self.name)
 
+    def recorded(self) -> list[Completion]:
+        """What is set once the cancel is on record, where a ledger is used."""
+        return [] if self.kept is None or self.kept.recording is None else [self.kept.recording.done]
+
     def settled(self, receipt: CancelReceipt) -> None:
         """The cancel has an outcome."""
         self.registry.settled(self, receipt)
@@ -272,6 +300,8 @@ class BaseRun:
 
     def remote_changed(self, remote: Remote) -> None:
         """Something was learned of the remote run that this run is."""
+        if self.registry.keeper is not None:
+            self.registry.keeper.changed(self, remote)
         if (remote.over or remote.lost) and not self.calls:
             self.end()
 

@@ -6,19 +6,22 @@ import time
 from typing import Any, NamedTuple, Optional, Union
 
 from deadstop.calls.call import Call
-from deadstop.core.model import CancelReceipt, Intent, Level
+from deadstop.core.model import CancelReceipt, Intent, Level, Outcome
 from deadstop.core.policy import CancelPolicy
-from deadstop.errors import UsageError
+from deadstop.errors import RunCancellationTimeoutError, UsageError
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.registry import Registry, checked_policy, checked_seconds
+from deadstop.runs.checks import checked_policy, checked_seconds
+from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
 
 __all__ = [
     "FIRST",
+    "LOOK",
     "SETTLING",
     "Terms",
     "Wish",
     "answer",
+    "away_answer",
     "first_wait",
     "intent",
     "next_wait",
@@ -85,6 +88,10 @@ FIRST = 0.05
 """How long (seconds) to wait for what was interrupted before anything else is done."""
 
 
+LOOK = 0.25
+"""How often (seconds) the record is read by one who waits for an outcome, should the signal of it be lost."""
+
+
 def first_wait(cancelling: Cancelling, asked: Wish) -> Optional[Call]:
     """The call to wait for at once; None if there is none that may be waited for, or there is more to be done."""
     return cancelling.first_pending() if asked.level is None or asked.level is Level.CONFIRMED else None
@@ -117,3 +124,13 @@ def answer(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
     if cancelling.receipt is not None:
         return cancelling.receipt
     return cancelling.snapshot(asked.level if asked.level is not Level.CONFIRMED else Level.ACCEPTED)
+
+
+def away_answer(away: Any, asked: Terms) -> Optional[CancelReceipt]:
+    """The receipt of a cancel elsewhere; None if nobody holds that run, and it is known here."""
+    if away.nobody:
+        return None
+    receipt: CancelReceipt = away.receipt()
+    if receipt.outcome is Outcome.UNCONFIRMED and asked.on_timeout in ("raise", "reset"):
+        raise RunCancellationTimeoutError(receipt=receipt)
+    return receipt

@@ -1,0 +1,46 @@
+"""What a home must do for the book: run its queries in transactions, and hand out claims."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Optional, Protocol, TypeVar
+
+from deadstop.ledger.base import Claim
+
+__all__ = ["Engine", "Transaction"]
+
+T = TypeVar("T")
+
+
+class Transaction(Protocol):
+    """Named queries, run inside one transaction."""
+
+    def one(self, query: str, **values: Any) -> Optional[Any]:
+        """The first row, or None."""
+
+    def all(self, query: str, **values: Any) -> list[Any]:
+        """Every row."""
+
+    def do(self, query: str, **values: Any) -> int:
+        """How many rows were changed."""
+
+    def lock(self, run: str) -> None:
+        """Until the end of the transaction, nobody else writes about this run."""
+
+    def announce(self, run: str) -> None:
+        """With the commit, tell whoever listens that this run was cancelled, where the home has a way to."""
+
+
+class Engine(Protocol):
+    """One home. Every error of its driver comes out as a LedgerError."""
+
+    url: str
+
+    def write(self, job: Callable[[Transaction], T]) -> T:
+        """Run ``job`` in one transaction and commit; what it raises rolls back. It may be run more than once."""
+
+    def read(self, job: Callable[[Transaction], T]) -> T:
+        """Run ``job`` against what is committed."""
+
+    def claim(self, run: str) -> Optional[Claim]: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,173 @@
+"""The rules of a cancel, as steps of a transaction in which nobody else writes about the run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Optional
+
+from deadstop.core.diagnosis import CAUSES, EXPLANATIONS
+from deadstop.core.model import CancelReceipt, Cause, Diagnosis, DiagnosisClass, Evidence, Level, Outcome
+from deadstop.errors import UnknownRunError
+from deadstop.ledger import rows
+from deadstop.ledger.engine import Transaction
+from deadstop.ledger.facts import IntentRecord, Opening, Recorded, RunRecord
+
+REFINEMENTS = (Outcome.CANCELLED, Outcome.FINISHED_FIRST)
+UNBORN: dict[str, Any] = {
+    "owner": None,
+    "host": None,
+    "pid": None,
+    "opened_at": None,
+    "cancellers": None,
+    "orphans": "leave",
+    "orphan_grace": 0.0,
+    "metadata": None,
+}
+
+
+def sure(row: Optional[Any]) -> Any:
+    if row is None:
+        raise AssertionError("a row that was just written is not there")
+    return row
+
+
+def intent(tx: Transaction, run: str, epoch: int) -> Optional[IntentRecord]:
+    row = tx.one("intent", run=run, epoch=epoch) if epoch else tx.one("newest_intent", run=run)
+    return None if row is None else rows.intent_record(row, tx.all("cancels", run=run, epoch=row["epoch"]))
+
+
+def known_run(tx: Transaction, run: str, epoch: int) -> Any:
+    row = tx.one("run_by_epoch", run=run, epoch=epoch)
+    if row is None:
+        raise UnknownRunError(f"There is no run {run!r} with epoch {epoch} on record.", run=run)
+    return row
+
+
+def known_intent(tx: Transaction, run: str, epoch: int) -> Any:
+    tx.lock(run)
+    row = tx.one("intent", run=run, epoch=epoch)
+    if row is None:
+        raise UnknownRunError(f"There is no cancel of run {run!r}, epoch {epoch}, on record.", run=run)
+    return row
+
+
+def new_epoch(tx: Transaction, run: str) -> int:
+    last: int = sure(tx.one("last_epoch", run=run))["epoch"]
+    return last + 1
+
+
+def open_alone(tx: Transaction, opening: Opening, values: dict[str, Any]) -> RunRecord:
+    tx.lock(values["run"])
+    return open_run(tx, opening, values)
+
+
+def open_run(tx: Transaction, opening: Opening, values: dict[str, Any]) -> RunRecord:
+    """The run's record: the one it has, the tombstone that waited for it, or a new one."""
+    run, owner, now = values["run"], values["owner"], opening.opened_at
+    if tx.one("run_of_owner", run=run, owner=owner) is None:
+        unborn = tx.one("unborn_run", run=run)
+        if unborn is not None and welcome(tx, unborn, opening):
+            tx.do("adopt_run", **values, epoch=unborn["epoch"])
+            tx.do("unpark", run=run, epoch=unborn["epoch"])
+        else:
+            if unborn is not None:
+                expire(tx, run, unborn["epoch"], now)
+            tx.do("insert_run", **values, epoch=new_epoch(tx, run))
+    row = sure(tx.one("run_of_owner", run=run, owner=owner))
+    return rows.run_record(row, intent(tx, run, row["epoch"]))
+
+
+def welcome(tx: Transaction, unborn: Any, opening: Opening) -> bool:
+    """Whether that tombstone cancels this run. One by an actor who may not is put on record as refused."""
+    if unborn["parked_until"] <= opening.opened_at:
+        return False
+    allowed = opening.cancellers
+    if allowed is None or unborn["cause"] != Cause.USER:
+        return True
+    where = {"run": unborn["run"], "epoch": unborn["epoch"]}
+    cancels = tx.all("cancels", **where)
+    welcome = any(each["cause"] != Cause.USER or each["actor"] in allowed for each in cancels)
+    if not welcome:
+        for each in cancels:
+            refuse(tx, where, each)
+    return welcome
+
+
+def refuse(tx: Transaction, where: dict[str, Any], cancel: Any) -> None:
+    kept = ("actor", "reason", "request_id", "owner", "host", "pid", "at")
+    tx.do("insert_refusal", **where, **{each: cancel[each] for each in kept})
+
+
+def target(tx: Transaction, run: str, epoch: int, park_until: Optional[float], now: float) -> Any:
+    """The run that a cancel by name or by epoch means; a new tombstone where it means none yet."""
+    if epoch:
+        return known_run(tx, run, epoch)
+    live = tx.one("live_run", run=run)
+    if live is not None:
+        return live
+    unborn = tx.one("unborn_run", run=run)
+    if unborn is not None:
+        if unborn["parked_until"] > now:
+            return unborn
+        expire(tx, run, unborn["epoch"], now)
+    if park_until is None or park_until <= now:
+        raise UnknownRunError(f"There is no live run {run!r} on record.", run=run)
+    epoch = new_epoch(tx, run)
+    tx.do("insert_run", **UNBORN, run=run, epoch=epoch)
+    return known_run(tx, run, epoch)
+
+
+def join(tx: Transaction, where: dict[str, Any], values: dict[str, Any], park: Optional[float]) -> Recorded:
+    """Write the intent, or join the one that is there: never weaker (I11), the first cause kept (I10)."""
+    before = tx.one("intent", **where)
+    if before is None:
+        tx.do("insert_intent", **where, **values, parked_until=park)
+    else:
+        level = max(Level(before["level"]), Level(values["level"]), key=lambda each: each.rank)
+        deadline = min(before["deadline"], values["deadline"])
+        tx.do("strengthen_intent", **where, level=level.value, deadline=deadline)
+        if park is not None and before["parked_until"] is not None and park > before["parked_until"]:
+            tx.do("park_longer", **where, parked_until=park)
+    tx.do("insert_cancel", **where, **values)
+    tx.announce(where["run"])
+    record = intent(tx, where["run"], where["epoch"])
+    return Recorded(sure(record), first=before is None)
+
+
+def expire(tx: Transaction, run: str, epoch: int, now: float) -> None:
+    """A tombstone that nobody took up, or may take up, is over."""
+    intent = rows.intent(sure(tx.one("intent", run=run, epoch=epoch)))
+    receipt = CancelReceipt(
+        run,
+        Outcome.PARKED,
+        reason=intent.reason,
+        actor=intent.actor,
+        cause=intent.cause,
+        level=intent.level,
+        elapsed=max(0.0, now - intent.at),
+        request_id=intent.request_id,
+    )
+    tx.do("insert_outcome", **result(receipt), run=run, epoch=epoch, revision=0, owner="ledger", at=float(now))
+    tx.do("unpark", run=run, epoch=epoch)
+    tx.do("close_run", run=run, epoch=epoch, now=float(now))
+
+
+def result(receipt: CancelReceipt) -> dict[str, Any]:
+    """The columns of an outcome."""
+    outcome, diagnosis = Outcome(receipt.outcome), receipt.diagnosis
+    return {
+        "outcome": outcome.value,
+        "status": rows.maybe(receipt.status),
+        "evidence": Evidence(receipt.evidence).value,
+        "diagnosis": diagnosis.klass.value if diagnosis and outcome is Outcome.UNCONFIRMED else None,
+        "receipt": json.dumps(receipt.to_dict()),
+    }
+
+
+def unknown() -> Diagnosis:
+    found = EXPLANATIONS[DiagnosisClass.UNKNOWN]
+    return Diagnosis(DiagnosisClass.UNKNOWN, found.summary, (), CAUSES[found.number].cause, found.fix)
+
+
+def refines(before: Any, outcome: Outcome) -> bool:
+    return before["revision"] == 0 and before["outcome"] == Outcome.UNCONFIRMED and outcome in REFINEMENTS

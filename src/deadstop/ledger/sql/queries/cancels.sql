@@ -1,0 +1,85 @@
+-- Intents, the cancels that were asked for, attempts, outcomes.
+
+-- name: cancel_by_request
+SELECT epoch, number FROM deadstop_cancels WHERE run = :run AND request_id = :request_id;
+
+-- name: intent
+SELECT * FROM deadstop_intents WHERE run = :run AND epoch = :epoch;
+
+-- name: newest_intent
+SELECT * FROM deadstop_intents WHERE run = :run ORDER BY epoch DESC LIMIT 1;
+
+-- name: insert_intent
+INSERT INTO deadstop_intents (
+    run, epoch, cause, reason, actor, owner, host, pid, level, deadline, request_id, at, parked_until)
+VALUES (
+    :run, :epoch, :cause, :reason, :actor, :owner, :host, :pid, :level, :deadline, :request_id, :at, :parked_until);
+
+-- name: strengthen_intent
+UPDATE deadstop_intents SET level = :level, deadline = :deadline WHERE run = :run AND epoch = :epoch;
+
+-- name: park_longer
+UPDATE deadstop_intents SET parked_until = :parked_until WHERE run = :run AND epoch = :epoch;
+
+-- name: unpark
+UPDATE deadstop_intents SET parked_until = NULL WHERE run = :run AND epoch = :epoch;
+
+-- name: insert_cancel
+INSERT INTO deadstop_cancels (
+    run, request_id, epoch, number, cause, reason, actor, owner, host, pid, level, deadline, at)
+VALUES (
+    :run, :request_id, :epoch,
+    (SELECT count(*) FROM deadstop_cancels AS c WHERE c.run = :run AND c.epoch = :epoch),
+    :cause, :reason, :actor, :owner, :host, :pid, :level, :deadline, :at);
+
+-- name: cancels
+SELECT * FROM deadstop_cancels WHERE run = :run AND epoch = :epoch ORDER BY number;
+
+-- name: open_intents
+SELECT * FROM deadstop_intents
+WHERE parked_until IS NULL AND (outcome IS NULL OR outcome = 'unconfirmed') AND at >= :since
+ORDER BY at, run, epoch LIMIT :limit;
+
+-- name: parked_intents
+SELECT * FROM deadstop_intents WHERE parked_until > :now ORDER BY at, run, epoch LIMIT :limit;
+
+-- name: begin_attempt
+INSERT INTO deadstop_attempts (run, epoch, target, number, owner, started)
+VALUES (
+    :run, :epoch, :target,
+    (SELECT coalesce(max(number), 0) + 1 FROM deadstop_attempts AS a
+     WHERE a.run = :run AND a.epoch = :epoch AND a.target = :target),
+    :owner, :now);
+
+-- name: last_attempt
+SELECT max(number) AS number FROM deadstop_attempts WHERE run = :run AND epoch = :epoch AND target = :target;
+
+-- name: record_attempt
+INSERT INTO deadstop_attempts (
+    run, epoch, target, number, owner, started, ended, dns, connect, tls, first_byte, status, request_id, retry_after,
+    error)
+VALUES (
+    :run, :epoch, :target, :number, :owner, :started, :ended, :dns, :connect, :tls, :first_byte, :status, :request_id,
+    :retry_after, :error)
+ON CONFLICT (run, epoch, target, number) DO UPDATE SET
+    started = excluded.started, ended = excluded.ended, dns = excluded.dns, connect = excluded.connect,
+    tls = excluded.tls, first_byte = excluded.first_byte, status = excluded.status,
+    request_id = excluded.request_id, retry_after = excluded.retry_after, error = excluded.error;
+
+-- name: attempts
+SELECT * FROM deadstop_attempts WHERE run = :run AND epoch = :epoch ORDER BY started, target, number;
+
+-- name: last_outcome
+SELECT * FROM deadstop_outcomes WHERE run = :run AND epoch = :epoch ORDER BY revision DESC LIMIT 1;
+
+-- name: insert_outcome
+INSERT INTO deadstop_outcomes (run, epoch, revision, outcome, status, evidence, diagnosis, receipt, owner, at)
+VALUES (:run, :epoch, :revision, :outcome, :status, :evidence, :diagnosis, :receipt, :owner, :at);
+
+-- name: insert_refusal
+INSERT INTO deadstop_refusals (run, epoch, actor, reason, request_id, owner, host, pid, at)
+VALUES (:run, :epoch, :actor, :reason, :request_id, :owner, :host, :pid, :at);
+
+-- name: insert_revival
+INSERT INTO deadstop_revivals (run, epoch, base_url, kind, ids, status, owner, at)
+VALUES (:run, :epoch, :base_url, :kind, :ids, :status, :owner, :now);

@@ -1,0 +1,400 @@
+"""What a client's runs put on record, and what they hear of other processes. Only for clients that use a ledger.
+
+Nothing here waits, and nothing uses the ledger but in the threads of ``fleet``: a cancel closes its fence and
+interrupts its calls first, in a signal handler, too, and is put on record after.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
+
+from deadstop.calls import timers
+from deadstop.calls.completion import Completion
+from deadstop.calls.workers import Workers
+from deadstop.core.model import Attempt, CancelReceipt, Cause, Intent, Level, Outcome
+from deadstop.errors import CancelRefusedError, DeadstopError
+from deadstop.fleet.member import Member, Message
+from deadstop.kinds import register as kinds
+from deadstop.ledger.facts import IntentRecord, Opening, Orphans, RemoteRun
+from deadstop.runs.elsewhere import Elsewhere
+from deadstop.runs.keeping import PATIENCE, Keeping
+from deadstop.runs.kept import Kept, Recording, monotonic, unix
+from deadstop.runs.waiting import Terms
+
+if TYPE_CHECKING:
+    from deadstop.runs.cancelling import Cancelling
+    from deadstop.runs.registry import Registry
+    from deadstop.runs.remote import Remote
+    from deadstop.runs.run import BaseRun
+
+__all__ = ["Keeper"]
+
+log = logging.getLogger("deadstop")
+
+
+class _Chased(Keeping):
+    def __init__(self, keeper: Keeper, run: BaseRun) -> None:
+        self._keeper = keeper
+        self._run = run
+        self._owner = keeper.owner(run)
+
+    def recorded(self, then: Callable[[], None]) -> None:
+        recording = self._keeper.recording(self._owner)
+        _bound(recording)
+        recording.done.notify(then)
+
+    def sending(self, number: int) -> None:
+        kept, member = self._keeper.kept(self._owner), self._keeper.member
+        target, now = str(self._run.remote.ref) if self._run.remote else "", time.time()
+
+        def begin() -> None:
+            if kept.epoch:
+                numbers, by = self._keeper.kept(self._run).numbers, member.process.owner
+                numbers[number] = member.ledger.begin_attempt(kept.name, kept.epoch, target, by=by, now=now)
+
+        member.write(begin)
+
+    def sent(self, attempt: Attempt) -> None:
+        kept, member = self._keeper.kept(self._owner), self._keeper.member
+        target = str(self._run.remote.ref) if self._run.remote else ""
+        ended = None if attempt.ended is None else unix(attempt.ended)
+        facts = replace(attempt, started=unix(attempt.started), ended=ended)
+
+        def end() -> None:
+            number = self._keeper.kept(self._run).numbers.get(attempt.number)
+            if kept.epoch and number is not None:
+                told = replace(facts, number=number)
+                member.ledger.record_attempt(kept.name, kept.epoch, told, target, by=member.process.owner)
+
+        member.write(end)
+
+
+class Keeper:
+    """Between the runs of one registry and the ledger."""
+
+    def __init__(self, registry: Registry, member: Member) -> None:
+        self.registry = registry
+        self.member = member
+        self.at_home: Callable[[Callable[[], Any]], bool] = lambda work: (work(), True)[1]
+        self.pick_up: Callable[[list[IntentRecord]], None] = lambda wanted: None
+        self._aside = Workers(limit=1)
+        member.holders.add(self)
+
+    # Runs
+
+    def open(self, run: BaseRun, named: bool, orphans: str, orphan_grace: float) -> None:
+        """A scope is opened; `named`: by a name that the user gave."""
+        kept = run.kept = Kept(run.name, named=named)
+        kept.orphans, kept.orphan_grace = Orphans(orphans), orphan_grace
+        self.member.wake()
+
+    def kept(self, run: BaseRun) -> Kept:
+        """What is kept of a run."""
+        if run.kept is None:
+            run.kept = Kept(run.name)
+        return run.kept
+
+    def owner(self, run: BaseRun) -> BaseRun:
+        """The run that `run` is on record under: for a remote run that is cancelled with its scope, the scope."""
+        above = run.parent
+        if run.remote is None or above is None or above.registry.keeper is None:
+            return run
+        if above.registry.keeper.member is not self.member or (run.cancelled and not above.cancelled):
+            return run
+        return above
+
+    def opening(self, run: BaseRun) -> Opening:
+        kept = self.kept(run)
+        return Opening(
+            kept.name,
+            self.member.process,
+            unix(run.opened),
+            cancellers=None if run.cancellers is None else tuple(sorted(filter(None, run.cancellers))),
+            orphans=kept.orphans,
+            orphan_grace=kept.orphan_grace,
+        )
+
+    def look(self, run: BaseRun) -> Optional[Completion]:
+        """See whether a run that is being entered was cancelled before. None if there is nothing to wait for."""
+        if run.kept is None or not run.kept.named or run.kept.epoch or run.cancelled:
+            return None
+        looked = Completion()
+
+        opening, ledger = self.opening(run), self.member.ledger
+
+        def take() -> Optional[IntentRecord]:
+            if run.cancellers is None and opening.orphans is Orphans.LEAVE:
+                return ledger.take_tombstone(opening)
+            record = ledger.open_run(opening)  # others have to know who may cancel it, and what becomes of it
+            self.kept(run).epoch = record.epoch
+            return record.intent
+
+        def found(record: Optional[IntentRecord], error: Optional[Exception]) -> None:
+            if error is not None:
+                log.warning("Whether run %r was cancelled before it was opened is not known: %s", run.name, error)
+            elif record is not None:
+                self.kept(run).epoch = record.epoch
+                self.strike(run, record.intent)
+            looked.set()
+
+        self.member.read(take, found)
+        return looked
+
+    def changed(self, run: BaseRun, remote: Remote) -> None:
+        """Something was learned of a remote run."""
+        kept = self.kept(run)
+        if remote.ref is not None and remote.known_at is not None and not kept.born:
+            kept.born = self.kept(self.owner(run)).born = True
+            if not kept.recordings and not kept.epoch:
+                kept.name = run.name  # which is its address by now
+            self.member.write(partial(self._birth, run, remote))
+        if remote.over and remote.ref is not None and not kept.over and (kept.born or kept.recordings):
+            kept.over = True
+            self.member.write(partial(self._end, run, remote))
+
+    def _birth(self, run: BaseRun, remote: Remote) -> None:
+        owner = self.owner(run)
+        kept, now = self.kept(owner), time.time()
+        asked = self.remote_record(remote, owner)
+        found = self.member.ledger.record_remote(asked, None if kept.epoch else self.opening(owner), now=now)
+        if found.run != kept.name:
+            return  # it is on record under another run
+        kept.epoch = found.epoch
+        if owner.ended:
+            self._close(owner)
+        wanted = self.member.ledger.intent(kept.name, kept.epoch)
+        if wanted is not None and wanted.open and not owner.cancelled:
+            self.strike(owner, wanted.intent)
+
+    def remote_record(self, remote: Remote, owner: BaseRun) -> RemoteRun:
+        kept = self.kept(owner)
+        kind, ids = remote.ref  # type: ignore[misc]
+        by = self.member.process.owner
+        made = unix(remote.known_at) if remote.known_at is not None else time.time()
+        return RemoteRun(
+            kind, ids, remote.channel.base_url, kept.name, kept.epoch, by, made, remote.word, remote.status.is_over
+        )
+
+    def _end(self, run: BaseRun, remote: Remote) -> None:
+        asked = self.remote_record(remote, self.owner(run))
+        self.member.ledger.remote_status(asked, remote.word, terminal=True, now=time.time())
+
+    def ended(self, run: BaseRun) -> None:
+        """A scope was left."""
+        kept = run.kept
+        if kept is not None and (kept.epoch or kept.born or kept.recordings):
+            self.member.write(partial(self._close, run))
+
+    def _close(self, run: BaseRun) -> None:
+        kept = self.kept(run)
+        if kept.epoch and (run.remote is None or run.remote.over):
+            self.member.ledger.close_run(kept.name, kept.epoch, now=time.time())
+
+    def revived(self, run: BaseRun) -> None:
+        """A remote run that was read as cancelled is at work."""
+        remote, owner = run.remote, self.owner(run)
+        if remote is None or remote.ref is None or self.kept(owner).recording is None:
+            return
+        self.kept(run).over = False
+        asked, by = self.remote_record(remote, owner), self.member.process.owner
+        record = self.member.ledger.record_revival
+        self.member.write(lambda: record(asked, remote.word, by=by, now=time.time()))
+
+    # Cancels
+
+    def cancelled(self, cancelling: Cancelling) -> None:
+        """A run's fence is closed and its calls are interrupted: put it on record."""
+        run = cancelling.run
+        if not cancelling.finished_before and (cancelling.intent.cause is not Cause.PARENT or run.remote is not None):
+            self.recording(self.owner(run))
+
+    def recording(self, run: BaseRun) -> Recording:
+        """The record of a run's cancel, begun if need be. Never blocks; in signal handlers, too."""
+        kept, mine = self.kept(run), Recording()
+        recording = kept.recordings.setdefault("it", mine)
+        cancelling = run._cancelling.get("it")
+        if recording is mine and cancelling is not None:
+            self.member.write(partial(self._record, run, cancelling.intent, mine))
+            # Elsewhere: starting a timer takes locks.
+            self._aside.submit(partial(_bound, mine))
+        return recording
+
+    def joined(self, run: BaseRun, intent: Intent) -> None:
+        """Somebody else wants the same."""
+        if self.kept(run).recording is not None:
+            self.member.write(partial(self._record, run, intent, None))
+
+    def _record(self, run: BaseRun, intent: Intent, recording: Optional[Recording]) -> None:
+        kept, ledger = self.kept(run), self.member.ledger
+        asked = replace(intent, run=kept.name, epoch=kept.epoch, deadline=unix(intent.deadline), at=unix(intent.at))
+        try:
+            if not kept.epoch and run.remote is not None and run.remote.ref is not None:
+                # First: an intent that is found without its remote run is of no use to anybody.
+                found = ledger.record_remote(self.remote_record(run.remote, run), self.opening(run), now=time.time())
+                kept.epoch = found.epoch if found.run == kept.name else 0
+            if not kept.epoch and intent.request_id is not None:
+                # It may have come from elsewhere, and wait as a tombstone for this run to be opened.
+                kept.epoch = ledger.open_run(self.opening(run)).epoch
+            asked = replace(asked, epoch=kept.epoch)
+            opening = None if kept.epoch else self.opening(run)
+            kept.epoch = ledger.record_intent(asked, self.member.process, opening=opening, now=time.time()).intent.epoch
+            if recording is not None:
+                recording.kept = True
+            if run.ended:
+                self._close(run)
+        except CancelRefusedError as error:
+            log.warning("Refused, and on record: %s", error)
+        except Exception as error:
+            log.warning("The cancel of run %r is not on record: %s", kept.name, error)
+            if recording is not None:
+                recording.error = str(error)
+        finally:
+            if recording is not None:
+                recording.done.set()
+
+    def keeping(self, run: BaseRun) -> Keeping:
+        """How the chase after `run` is put on record."""
+        return _Chased(self, run)
+
+    def settled(self, run: BaseRun, receipt: CancelReceipt) -> None:
+        """A cancel has an outcome."""
+        if run.kept is not None and run.kept.recording is not None:
+            self.member.write(partial(self._settle, run, receipt))
+
+    def _settle(self, run: BaseRun, receipt: CancelReceipt) -> None:
+        kept = self.kept(run)
+        recording, cancelling = kept.recording, run._cancelling.get("it")
+        if recording is not None and not recording.kept and cancelling is not None:
+            self._record(run, cancelling.intent, recording)  # the ledger was down: it may be there again
+        try:
+            if kept.epoch and recording is not None and recording.kept:
+                told = replace(receipt, run=kept.name)
+                self.member.ledger.settle(told, kept.epoch, by=self.member.process.owner, now=time.time())
+                kept.settled = True
+        finally:
+            claim, kept.claim = kept.claim, None
+            if claim is not None:
+                claim.release()
+            self._reply(kept)
+
+    def _reply(self, kept: Kept) -> None:
+        while kept.replies and kept.settled:
+            address, asked = kept.replies.pop()
+            self.member.answer(address, {"do": "settled", "id": asked})
+
+    def strike(self, run: BaseRun, wanted: Intent, deadline: float = math.inf) -> None:
+        """Cancel a run as somebody elsewhere wants it. Never blocks."""
+        run.request_cancel(
+            run.intent(
+                reason=wanted.reason,
+                actor=wanted.actor,
+                cause=wanted.cause,
+                deadline=min(deadline, monotonic(wanted.deadline)),
+                level=wanted.level,
+                request_id=wanted.request_id,
+            )
+        )
+
+    # What other processes want
+
+    def holding(self) -> bool:
+        return bool(self.registry._live)
+
+    def held(self, name: str) -> Optional[BaseRun]:
+        """The run that other processes mean by that name, if it is held here."""
+        run = self.registry._live.get(name)
+        return run if run is not None and run.kept is not None and run.kept.named else None
+
+    def heard(self, message: Message) -> bool:
+        """A signal from another process. Whether it was for us."""
+        if message["do"] == "list":
+            self._list(message)
+            return False
+        run = self.held(str(message.get("run")))
+        epoch = message.get("epoch", 0)
+        if run is None or run.kept is None or (epoch and run.kept.epoch != epoch):
+            return False
+        left = message.get("left")
+        wanted = Intent(
+            run.name,
+            cause=Cause(message.get("cause", Cause.USER)),
+            reason=message.get("reason"),
+            actor=message.get("actor"),
+            level=Level(message.get("level", Level.CONFIRMED)),
+            request_id=message.get("request"),
+        )
+        answer = "have" if self.may(run, wanted) else "refused"
+        # First, and in no time: what is struck may end the whole process at once.
+        self.member.answer(message.get("reply"), {"do": answer, "id": message.get("id")})
+        if answer == "refused":
+            return True
+        kept = run.kept
+        kept.replies.append((str(message.get("reply")), str(message.get("id"))))
+        self.strike(run, wanted, math.inf if left is None else time.monotonic() + float(left))
+        self.member.write(lambda: self._reply(kept))  # should it be settled already
+        return True
+
+    def away(self, target: Any, asked: Terms, facts: dict[str, Any]) -> Union[BaseRun, Elsewhere, None]:
+        """Where a cancel goes that is not for this registry: to a run of another client of this process, or elsewhere.
+
+        None if it is for this one.
+        """
+        if not isinstance(target, str) or target in self.registry._live or not target.strip():
+            return None
+        for holder in list(self.member.holders):
+            found = holder.held(target) if isinstance(holder, Keeper) else None
+            if found is not None:
+                return found
+        if self.member.private or kinds.parse(target) is not None:
+            return None
+        return Elsewhere(self, target, asked, facts, park=target not in self.registry._ended)
+
+    def may(self, run: BaseRun, wanted: Intent) -> bool:
+        """Whether the actor may cancel the run (I19). If not, that is put on record."""
+        if run.cancellers is None or wanted.cause is not Cause.USER or wanted.actor in run.cancellers:
+            return True
+        self.refused(run, replace(wanted, at=time.monotonic()))
+        return False
+
+    def refused(self, run: BaseRun, wanted: Intent) -> None:
+        """Put on record that somebody tried to cancel a run who may not."""
+        self.member.write(partial(self._record, run, wanted, None))
+
+    def _list(self, message: Message) -> None:
+        now, found = time.monotonic(), []
+        for run in self.registry.live():
+            kept = run.kept
+            state = "cancelling" if run.cancelled else "open"
+            name = run.name if kept is None else kept.name
+            epoch, named = (0, False) if kept is None else (kept.epoch, kept.named)
+            found.append([name, epoch, state, round(now - run.opened, 3), len(run.calls), named])
+        for start in range(0, len(found), 50):
+            part = {"do": "runs", "id": message.get("id"), "runs": found[start : start + 50]}
+            self.member.answer(message.get("reply"), part)
+
+    def read_again(self, wanted: list[IntentRecord], parked: list[IntentRecord]) -> None:
+        """The open intents and the tombstones, as they stand: what was not heard is made good."""
+        for each in parked:
+            run = self.held(each.run)
+            if run is not None and not run.cancelled and self.may(run, each.intent):
+                self.strike(run, each.intent)
+        for each in wanted:
+            run = self.held(each.run)
+            if run is None or run.kept is None or run.kept.epoch != each.epoch or run.cancelled:
+                continue
+            if each.outcome is not Outcome.UNCONFIRMED:
+                self.strike(run, each.intent)
+        try:
+            self.pick_up(wanted)
+        except DeadstopError as error:
+            log.warning("What other processes left behind can't be looked after now: %s", error)
+
+
+def _bound(recording: Recording) -> None:
+    if not recording.done.is_set():
+        timers.at(time.monotonic() + PATIENCE, recording.late)

@@ -1,0 +1,230 @@
+"""Finishing what dead processes left behind: their cancels that are on record and not settled, and their orphans.
+
+Whoever gets the ledger's claim does it, with its own client: so only for runs of that client's server. The status is
+read first, since the dead one may have sent its cancel; then it is a cancel like any other.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from deadstop.core.model import CancelReceipt, Cause, Evidence, Intent, Outcome
+from deadstop.errors import UnknownRunError
+from deadstop.kinds import register as kinds
+from deadstop.kinds.base import Ref
+from deadstop.ledger.base import Claim
+from deadstop.ledger.facts import IntentRecord, RemoteRun, RunRecord
+from deadstop.ledger.rows import bare
+from deadstop.runs.kept import Kept, Recording
+
+if TYPE_CHECKING:
+    from deadstop.calls.errand import Result
+    from deadstop.runs.keeper import Keeper
+    from deadstop.runs.run import BaseRun
+
+__all__ = ["PickUp"]
+
+log = logging.getLogger("deadstop")
+
+AGAIN = 5.0
+"""How long (seconds) until an intent that could not be confirmed is tried again, doubled each time."""
+
+AT_MOST = 300.0
+
+
+class PickUp:
+    """What one client finishes for others. Called in the ledger's reading thread."""
+
+    def __init__(self, keeper: Keeper, base_url: str) -> None:
+        self._keeper = keeper
+        self._ledger = keeper.member.ledger
+        self._base_url = bare(base_url)
+        self._working: set[tuple[str, int]] = set()
+        self._tries: dict[tuple[str, int], tuple[int, float]] = {}
+        self.finished = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether something is being finished now."""
+        return bool(self._working)
+
+    def __call__(self, wanted: list[IntentRecord]) -> None:
+        for each in wanted:
+            self._consider(each)
+        self._orphans()
+
+    def _consider(self, wanted: IntentRecord) -> None:
+        key = (wanted.run, wanted.epoch)
+        if key in self._working or self._tries.get(key, (0, 0.0))[1] > time.monotonic():
+            return
+        run = next((each for each in self._ledger.runs(wanted.run, ended=True) if each.epoch == wanted.epoch), None)
+        if run is None or (run.by is not None and self._keeper.member.alive(run.by.owner)):
+            return  # its holder's to finish
+        targets = self._targets(wanted)
+        if any(each.base_url != self._base_url for each in targets):
+            return  # another server's
+        claim = self._ledger.claim(wanted.run)
+        if claim is None:
+            return
+        now = self._ledger.intent(wanted.run, wanted.epoch)
+        if now is None or not now.open or (now.outcome is not None and wanted.outcome is None):
+            claim.release()  # somebody was quicker
+            return
+        tries = self._tries.get(key, (0, 0.0))[0]
+        self._tries[key] = (tries + 1, time.monotonic() + min(AGAIN * 2**tries, AT_MOST))
+        log.info("Cancel of %r goes on here: its holder is gone.", wanted.run)
+        self._working.add(key)
+        try:
+            self._take_up(now, run, targets, claim)
+        except BaseException:
+            self._done(key, claim)
+            raise
+
+    def _targets(self, wanted: IntentRecord) -> list[RemoteRun]:
+        found = self._ledger.remotes(wanted.run, wanted.epoch)
+        ref = kinds.parse(wanted.run) if ":" in wanted.run else None
+        if ref is not None and not found:  # cancelled by its address, and on record under its scope
+            found = [each for each in self._ledger.active_remotes() if each.ref == str(ref)]
+        return found
+
+    def _done(self, key: tuple[str, int], claim: Claim) -> None:
+        self._working.discard(key)
+        claim.release()
+
+    def _take_up(self, wanted: IntentRecord, run: RunRecord, targets: list[RemoteRun], claim: Claim) -> None:
+        key = (wanted.run, wanted.epoch)
+        if not targets:
+            self._settle_alone(wanted)
+            self._done(key, claim)
+            return
+
+        def start() -> None:
+            try:
+                scope = self._scope(wanted, targets, claim)
+                _Finish(self, scope, wanted.intent).begin()
+            except BaseException:
+                self._done(key, claim)
+                raise
+
+        if not self._keeper.at_home(start):
+            self._done(key, claim)
+
+    def _settle_alone(self, wanted: IntentRecord) -> None:
+        """Its process died, and with it everything that the run had under way."""
+        receipt = CancelReceipt(
+            wanted.run,
+            Outcome.CANCELLED,
+            reason=wanted.intent.reason,
+            actor=wanted.intent.actor,
+            cause=wanted.intent.cause,
+            level=wanted.intent.level,
+            evidence=Evidence.TRANSPORT,
+            elapsed=max(0.0, time.time() - wanted.intent.at),
+            request_id=wanted.intent.request_id,
+            note="Its process ended, and its connections with it.",
+        )
+        self._ledger.settle(receipt, wanted.epoch, by=self._keeper.member.process.owner, now=time.time())
+
+    def _scope(self, wanted: IntentRecord, targets: list[RemoteRun], claim: Claim) -> BaseRun:
+        """A run like the one that the dead process held."""
+        registry = self._keeper.registry
+        scope = registry._run_class(registry, wanted.run)
+        kept = scope.kept = Kept(wanted.run)
+        kept.epoch = wanted.epoch
+        recording = kept.recordings["it"] = Recording()
+        recording.kept = True
+        recording.done.set()
+        kept.claim = _Returned(self, (wanted.run, wanted.epoch), claim)
+        for each in targets:
+            child = registry.remote_run(Ref(each.kind, each.ids), each.status if each.terminal else None)
+            self._keeper.kept(child).born = True
+            if child.parent is None:
+                child.parent = scope
+            scope.children[id(child)] = child
+        return scope
+
+    def _orphans(self) -> None:
+        now = time.time()
+        for each in self._ledger.orphans(silent=0.0, now=now):
+            if each.base_url != self._base_url or self._keeper.member.alive(each.owner):
+                continue
+            intent = Intent(each.run, each.epoch, Cause.SHUTDOWN, "its owner died", at=now)
+            try:
+                self._ledger.record_intent(intent, self._keeper.member.process, now=now)
+            except UnknownRunError:
+                continue
+
+
+class _Returned(Claim):
+    """A claim that tells when it is given back."""
+
+    def __init__(self, pick_up: PickUp, key: tuple[str, int], claim: Claim) -> None:
+        self.run = claim.run
+        self._pick_up = pick_up
+        self._key = key
+        self._claim = claim
+
+    @property
+    def held(self) -> bool:
+        return self._claim.held
+
+    def release(self) -> None:
+        self._pick_up.finished += 1
+        self._pick_up._done(self._key, self._claim)
+
+
+class _Finish:
+    """Reads how the remote runs stand, then cancels: the dead one may have sent its cancel, recorded or not."""
+
+    def __init__(self, pick_up: PickUp, scope: BaseRun, intent: Intent) -> None:
+        self._keeper = pick_up._keeper
+        self._scope = scope
+        self._intent = intent
+        self._left = 1
+        self._lock = threading.Lock()
+
+    def begin(self) -> None:
+        registry = self._scope.registry
+        for child in list(self._scope.children.values()):
+            remote: Any = child.remote
+            if not remote.over and remote.kind.readable:
+                with self._lock:
+                    self._left += 1
+                timeout = registry.policy_for(child, None).attempt_timeout
+                remote.channel.send(remote.kind.to_read(remote.ref), 0, timeout, _nothing, self._read(child))
+        self._one_less()
+
+    def _read(self, child: BaseRun) -> Any:
+        asked_at = time.monotonic()
+
+        def read(result: Result) -> None:
+            remote: Any = child.remote
+            found = remote.kind.take(result.data, within=remote.ref.ids) if isinstance(result.data, dict) else None
+            if result.status == 200 and found is not None and found[0] == remote.ref and found[1] is not None:
+                self._scope.registry.observe(found[0], found[1], Evidence.STATUS, asked_at)
+            self._one_less()
+
+        return read
+
+    def _one_less(self) -> None:
+        with self._lock:
+            self._left -= 1
+            last = self._left == 0
+        if last:
+            wanted = self._intent
+            self._scope.request_cancel(
+                self._scope.intent(
+                    reason=wanted.reason,
+                    actor=wanted.actor,
+                    cause=wanted.cause,
+                    level=wanted.level,
+                    request_id=wanted.request_id,
+                )
+            )
+
+
+def _nothing() -> None:
+    pass

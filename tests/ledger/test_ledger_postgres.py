@@ -1,0 +1,240 @@
+"""The home in Postgres: what is its own. Against a real server."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ledger_homes import NOW, cancel, opening
+from ledger_postgres import programs, server
+
+from deadstop.errors import LedgerSchemaError, LedgerUnavailable, LedgerUrlError
+from deadstop.ledger import connect
+from deadstop.ledger.book import Book
+from deadstop.ledger.postgres import Postgres
+from deadstop.ledger.queries import Migration, migrations
+
+psycopg = pytest.importorskip("psycopg")
+pytestmark = pytest.mark.skipif(programs() is None, reason="no Postgres comes as a package for this platform")
+
+CHILD = str(Path(__file__).parent / "ledger_child.py")
+STEPS = migrations("postgres")
+NEXT = Migration(len(STEPS) + 1, "CREATE TABLE deadstop_next (x INTEGER); INSERT INTO deadstop_next VALUES (1);")
+
+
+@pytest.fixture
+def url() -> str:
+    return server().schema()
+
+
+def child(what: str, url: str, *more: str) -> subprocess.Popen[str]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, CHILD, what, url, *more], text=True, **pipes)  # type: ignore[call-overload]
+
+
+def answers(process: subprocess.Popen[str]) -> list[str]:
+    out, err = process.communicate(timeout=50)
+    assert process.returncode == 0, err
+    return out.splitlines()
+
+
+@contextmanager
+def raw(url: str) -> Iterator[Any]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        yield connection
+
+
+def engine(ledger: Any) -> Postgres:
+    assert isinstance(ledger, Book)
+    assert isinstance(ledger.engine, Postgres)
+    return ledger.engine
+
+
+def test_a_cancel_is_announced_with_its_commit(url: str) -> None:
+    """Who listens hears the run's name, once the intent can be read; a name too long for that is an empty word."""
+    with raw(url) as listener, connect(url) as ledger:
+        listener.execute("LISTEN deadstop")
+        cancel(ledger, opened=opening())
+        cancel(ledger, "long" * 3000, opened=opening("long" * 3000))
+        heard = [each.payload for each in listener.notifies(timeout=10, stop_after=2)]
+    assert heard == ["chat", ""]
+
+
+def test_what_joins_in_is_committed_with_the_intent(url: str) -> None:
+    """A job that is queued in the same transaction is there with the intent, or neither is."""
+
+    def enlist(connection: Any, run: str) -> None:
+        connection.execute("INSERT INTO jobs VALUES (%s)", [run])
+
+    with raw(url) as other, connect(url) as ledger:
+        engine(ledger).enlist = enlist
+        with pytest.raises(LedgerSchemaError):
+            cancel(ledger, opened=opening())
+        assert ledger.intent("chat") is None
+        other.execute("CREATE TABLE jobs (run TEXT)")
+        cancel(ledger, opened=opening())
+        assert other.execute("SELECT run FROM jobs").fetchall() == [("chat",)]
+
+
+def test_a_claim_is_the_fleet_s(url: str) -> None:
+    """While one process has it no other gets it, but for other runs; its death frees it."""
+    first = child("claim", url, "chat")
+    assert first.stdout is not None
+    assert first.stdout.readline() == "claimed\n"
+    with connect(url) as ledger:
+        assert ledger.claim("chat") is None
+        other = ledger.claim("other")
+        assert other is not None
+        first.kill()
+        first.communicate(timeout=10)
+        mine = until(lambda: ledger.claim("chat"))
+        assert mine.held
+        assert ledger.claim("chat") is None
+
+
+def until(look: Any) -> Any:
+    """What ``look`` finds at last: the server notices a death when it next reads from that connection."""
+    for _ in range(1000):
+        found = look()
+        if found:
+            return found
+        threading.Event().wait(0.01)
+    raise AssertionError("it did not happen in 10 seconds")
+
+
+def test_a_lost_session_ends_its_claims(url: str) -> None:
+    """The holder can tell, and so does not go on beside its successor."""
+    with connect(url) as ledger, connect(url) as successor, raw(url) as admin:
+        claim = ledger.claim("chat")
+        assert claim is not None
+        assert claim.held
+        pid = engine(ledger)._claims._session.info.backend_pid
+        admin.execute("SELECT pg_terminate_backend(%s)", [pid])
+        assert until(lambda: successor.claim("chat")).held
+        assert not claim.held
+        claim.release()
+        assert ledger.claim("chat") is None
+        assert ledger.claim("other") is not None
+
+
+def test_a_restart_of_the_server_loses_nothing(url: str) -> None:
+    """Down: a clear error, without the password. Up again: the next call works, and all is there."""
+    with connect(url + "&password=hunter2") as ledger:
+        cancel(ledger, opened=opening())
+        server().tell("restart")
+        assert not cancel(ledger).first
+        server().tell("down")
+        try:
+            with pytest.raises(LedgerUnavailable) as raised:
+                cancel(ledger)
+            with pytest.raises(LedgerUnavailable):
+                connect(url)
+        finally:
+            server().tell("up")
+        assert "hunter2" not in str(raised.value) + repr(vars(raised.value))
+        found = ledger.intent("chat")
+        assert found is not None
+        assert len(found.later) == 1
+
+
+def test_a_lock_that_somebody_keeps_is_an_error_in_time(url: str) -> None:
+    """The patience bounds the wait, and the connection goes on working."""
+    with connect(url, patience=0.2) as ledger, raw(url) as other:
+        cancel(ledger, opened=opening())
+        with other.transaction():
+            other.execute("LOCK deadstop_cancels IN ACCESS EXCLUSIVE MODE")
+            with pytest.raises(LedgerUnavailable, match="timeout"):
+                cancel(ledger)
+        assert not cancel(ledger).first
+
+
+def test_a_foreign_schema_is_left_alone(url: str) -> None:
+    """Tables of ours that are not ours: a clear error, and nothing is made."""
+    with raw(url) as other:
+        other.execute("CREATE TABLE deadstop_runs (x INTEGER)")
+        with pytest.raises(LedgerSchemaError, match="not ours"):
+            connect(url)
+        assert other.execute("SELECT to_regclass('deadstop_schema')").fetchone() == (None,)
+
+
+def test_a_newer_schema_stops_an_older_library(url: str) -> None:
+    """It says so, and to upgrade, before it writes."""
+    Book(Postgres(url, steps=(*STEPS, NEXT))).close()
+    with pytest.raises(LedgerSchemaError, match=r"version \d+.*upgrade"):
+        connect(url)
+
+
+@pytest.mark.parametrize("version", range(len(STEPS) + 1))
+def test_every_earlier_version_comes_up(url: str, version: int) -> None:
+    """From nothing and from each version to the next one, with what was recorded, by four that start at once."""
+    if version:
+        with Book(Postgres(url, steps=STEPS[:version])) as first:
+            cancel(first, opened=opening(), reason="stop")
+    together, made = threading.Barrier(4), []
+
+    def start() -> None:
+        together.wait(10)
+        made.append(Book(Postgres(url, steps=(*STEPS, NEXT))))
+
+    threads = [threading.Thread(target=start) for _ in range(4)]
+    for each in threads:
+        each.start()
+    for each in threads:
+        each.join(30)
+    assert len(made) == 4
+    assert [each.intent.reason for each in made[0].open_intents()] == ["stop"] * bool(version)
+    for each in made:
+        each.close()
+    with raw(url) as found:
+        assert found.execute("SELECT count(*) FROM deadstop_next").fetchone() == (1,)
+
+
+def test_two_processes_of_sixteen_threads(url: str) -> None:
+    """Nothing is lost, each run has one first cancel, and of a shared one every cancel is on record."""
+    lines = [line for each in [child("many", url, "a"), child("many", url, "b")] for line in answers(each)]
+    assert sorted(line for line in lines if line != "done") == [f"first shared-{count}" for count in range(5)]
+    with connect(url) as ledger:
+        assert len(ledger.open_intents()) == 2 * 16 * 5
+        for count in range(5):
+            shared = ledger.intent(f"shared-{count}")
+            assert shared is not None
+            assert len({shared.intent.reason, *(each.reason for each in shared.later)}) == 32
+
+
+def test_a_kill_loses_nothing_that_was_acknowledged(url: str) -> None:
+    """I3: a process that is killed at a random moment leaves all that it was told is recorded."""
+    counts = {what: int(count) for what, count in map(str.split, answers(child("killed", url, "10")))}
+    assert set(counts) == {"intent", "remote", "attempt", "outcome"}
+
+
+def test_a_fork_goes_on_with_connections_of_its_own(url: str) -> None:
+    """Parent and child both write after it, and the parent's claim is not the child's."""
+    assert sorted(answers(child("fork", url))) == ["child True", "claimed True", "parent 0"]
+
+
+def test_a_bad_address_is_an_error_without_its_password() -> None:
+    """Neither the message nor the facts give it away, wherever it stands in the URL."""
+    for bad in ("postgresql://u:hunter2@[host/x", "postgresql://u@host/x?password=hunter2&nonsense=1"):
+        with pytest.raises(LedgerUrlError) as raised:
+            connect(bad)
+        assert "hunter2" not in str(raised.value) + repr(vars(raised.value))
+    with pytest.raises(LedgerUnavailable) as down:
+        connect("postgresql://u:hunter2@127.0.0.1:1/x", patience=2)
+    assert down.value.url == "postgresql://u@127.0.0.1:1/x"
+    assert "hunter2" not in str(down.value)
+
+
+def test_a_closed_ledger_says_so(url: str) -> None:
+    """Closing again is fine; using it is an error."""
+    ledger = connect(url)
+    ledger.close()
+    ledger.close()
+    for use in (ledger.runs, lambda: cancel(ledger, now=NOW), lambda: ledger.claim("x")):
+        with pytest.raises(LedgerUnavailable, match="closed"):
+            use()
