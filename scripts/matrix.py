@@ -34,6 +34,8 @@ from wheel import Wheel, built
 ENVIRONMENTS = environment.ROOT / ".venv-matrix"
 # The core knows no SDK and no transport (the contract in pyproject.toml, and tests/test_house.py for its tests).
 PURE = ["tests/core"]
+BOUND = 1200
+"""Seconds for a cell. It takes a quarter of that."""
 VERSIONS = """
 import importlib.metadata as metadata, openai
 transport = "httpx2" if openai.__version__ >= "3" else "httpx"
@@ -89,14 +91,16 @@ def test(cell: Cell, wheel: Wheel, arguments: list[str]) -> Row:
     print(f"== {cell.name}: Python {interpreter}, {packages}, {wheel.path.name}", flush=True)
     # Who names tests gets just those.
     left_out = [] if cell.pure or arguments else [f"--ignore={path}" for path in PURE]
-    tests = subprocess.run(
-        [str(inside), *environment.PYTEST, *left_out, *arguments],
-        cwd=wheel.away,
-        env=environment.clean_env(),
-        stdin=subprocess.DEVNULL,
-        check=False,
-    )
-    result = "passed" if tests.returncode == 0 else f"failed ({tests.returncode})"
+    command = [str(inside), *environment.PYTEST, *left_out, *arguments]
+    env = environment.clean_env()
+    try:
+        tests = subprocess.run(
+            command, cwd=wheel.away, env=env, stdin=subprocess.DEVNULL, timeout=BOUND, check=False
+        ).returncode
+    except subprocess.TimeoutExpired:
+        result = f"hung for {BOUND} s"
+    else:
+        result = "passed" if tests == 0 else f"failed ({tests})"
     return Row(cell.name, str(interpreter), packages, result, time.monotonic() - began)
 
 

@@ -6,6 +6,7 @@ thread of its own. So every test is a plain function, and looks at the same fact
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import functools
 import importlib.util
@@ -137,6 +138,7 @@ class Tasks:
     def __init__(self, backend: str, portal: Any) -> None:
         self.name = backend
         self.portal = portal
+        self._started: list[concurrent.futures.Future[Any]] = []
 
     def client(self, base_url: str, **kwargs: Any) -> Any:
         return deadstop.AsyncOpenAI(api_key="k", base_url=base_url, **kwargs)
@@ -162,8 +164,15 @@ class Tasks:
             else:
                 pending.end(value)
 
-        self.portal.start_task_soon(work)
+        self._started.append(self.portal.start_task_soon(work))
         return pending
+
+    def end(self) -> None:
+        """The portal waits for its tasks without a bound. What a failed test has left on its way is cancelled here."""
+        left = concurrent.futures.wait(self._started, timeout=10).not_done
+        if left:
+            self.portal.call(self.portal.stop, True)
+            raise AssertionError(f"{len(left)} tasks never came to their end.")
 
     async def create(self, client: Any, name: Optional[str] = None, scope: Any = None, **body: Any) -> Any:
         if name is None:
@@ -230,7 +239,9 @@ def open_world(name: str) -> Iterator[Any]:
         yield Threads()
     else:
         with anyio.from_thread.start_blocking_portal(name) as portal:
-            yield Tasks(name, portal)
+            tasks = Tasks(name, portal)
+            yield tasks
+            tasks.end()
 
 
 @pytest.fixture(params=WORLDS)

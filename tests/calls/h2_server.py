@@ -41,7 +41,7 @@ class StreamRecord:
     model: str = ""
     streamed: bool = False
     state: str = "receiving"
-    body: bytearray = field(default_factory=bytearray)
+    body: bytearray = field(default_factory=bytearray, repr=False)  # one may have 30 MB
     unpaid: int = 0  # bytes whose window was not given back
     wanted: int = 0
     tokens: int = 0

@@ -145,10 +145,10 @@ def test_two_hundred_cancels_on_two_streams(world: Any) -> None:
     with serving(False, max_streams=2) as server, http2_client(world, server.base_url) as client:
         settled(world, client)
         for number in range(100):
-            before = len(server.streams)
-            pending = {name: world.start(world.create, client, name, model="silent") for name in ("one", "two")}
-            if number % 2:
-                server.wait_for(lambda streams, sent=before + 2: len(streams) == sent)
+            body = {"model": "silent", "max_tokens": 1000 + number}
+            pending = {name: world.start(world.create, client, name, **body) for name in ("one", "two")}
+            if number % 2:  # a request of the round before may come as late as this
+                server.wait_for(lambda streams, mark=1000 + number: [each.wanted for each in streams].count(mark) == 2)
             else:
                 reached(client, "one", "waiting_for_headers")
                 until(lambda: client.runs.list()[1:], "the second run")

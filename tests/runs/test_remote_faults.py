@@ -100,6 +100,19 @@ def test_the_reconciler_goes_on(world: Any, client: Any, server: FakeOpenAI) -> 
     until(lambda: client.runs.get("scope").receipt.outcome == "cancelled", "the refined receipt")
 
 
+def test_a_server_that_took_the_cancel_and_did_nothing_is_asked_again(
+    world: Any, client: Any, server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the background the cancel is sent anew, ever more seldom, until the run is over."""
+    monkeypatch.setattr("deadstop.runs.reconciler.ASK_AGAIN", 0.1)
+    begin(world, client, "scope")
+    server.add(faults.IgnoresCancel(), path="/cancel", times=3)
+    world.run(client.runs.cancel, "scope", policy=QUICK.replace(timeout=0.2, on_timeout="return"))
+    server.wait_for_runs(lambda runs: runs[0].truth == "cancelled")
+    until(lambda: client.runs.get("scope").receipt.outcome == "cancelled", "the refined receipt")
+    assert (truth(server).cancels, truth(server).most_cancels) == (4, 1)
+
+
 def test_a_run_that_comes_back_to_life_is_cancelled_again(world: Any, client: Any, server: FakeOpenAI) -> None:
     """What was read as cancelled is looked at again; if it works on, it is cancelled again, and that is on record."""
     begin(world, client, "scope")

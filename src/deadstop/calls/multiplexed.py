@@ -28,8 +28,8 @@ from deadstop.calls.turns import (
     Overdue,
     Permits,
     ReadLock,
+    TaskLock,
     TaskPermits,
-    TaskReadLock,
     leaving,
     on_behalf_of,
     undisturbed,
@@ -59,8 +59,10 @@ def _preparing(cls: Any) -> type:
     class Pool(cls):  # type: ignore[misc]
         def create_connection(self, origin: Any) -> Any:
             connection = super().create_connection(origin)
-            if _of_threads(connection) and hasattr(connection, "_request_lock"):
-                connection._request_lock = Permits()
+            lock = Permits if _of_threads(connection) else TaskLock
+            for name in ("_request_lock", "_connect_lock"):  # the second is a tunnel's
+                if hasattr(connection, name):
+                    setattr(connection, name, lock())
             recast(connection, _shareable)
             return connection
 
@@ -108,7 +110,8 @@ def _hook(connection: Any) -> None:
         return
     if not _of_threads(connection):
         if recast(connection, _for_tasks):
-            connection._read_lock = TaskReadLock()
+            for name in ("_read_lock", "_write_lock", "_init_lock", "_state_lock"):
+                setattr(connection, name, TaskLock())
     elif recast(connection._h2_state, guarded) and recast(connection, _for_threads):
         connection._read_lock = ReadLock()
         connection._write_lock = Permits()

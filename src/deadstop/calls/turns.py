@@ -22,8 +22,8 @@ __all__ = [
     "Overdue",
     "Permits",
     "ReadLock",
+    "TaskLock",
     "TaskPermits",
-    "TaskReadLock",
     "call_here",
     "check",
     "leaving",
@@ -241,8 +241,12 @@ class TaskPermits:
         self._semaphore.release()
 
 
-class TaskReadLock:
-    """`ReadLock` for tasks."""
+class TaskLock:
+    """httpcore's lock for tasks, and `ReadLock` for them.
+
+    anyio's own (up to 4.12, on asyncio) is lost when a waiter is cancelled, the holder lets go, and a third task asks
+    for it before the cancelled one has run: that one waits for a holder who is not there.
+    """
 
     def __init__(self) -> None:
         self._waiting: deque[_Waiter] = deque()
@@ -259,7 +263,7 @@ class TaskReadLock:
         finally:
             del self._awaited[me]
 
-    async def __aenter__(self) -> TaskReadLock:
+    async def __aenter__(self) -> TaskLock:
         me = anyio.get_current_task().id
         if self._holder is None and not self._waiting:
             self._holder = me

@@ -20,9 +20,6 @@ class Holder(Protocol):
     def knows(self, name: str) -> bool:
         """Whether a run of that name is, or was lately, held here."""
 
-    def held(self, name: str) -> Any:
-        """The run that other processes mean by that name, if it is held here."""
-
     def heard(self, message: Message) -> bool:
         """Another process wants something. Whether it was for this holder, which has answered then. Must not block."""
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from deadstop.calls.call import Call
 from deadstop.calls.drain import Drain
-from deadstop.core.model import CallFacts, CancelReceipt
+from deadstop.core.model import CallFacts, CancelReceipt, Phase
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import UsageError
 from deadstop.runs.settings import may_drain
@@ -17,7 +17,10 @@ from deadstop.runs.settings import may_drain
 if TYPE_CHECKING:
     from deadstop.runs.run import BaseRun
 
-__all__ = ["arrange", "usage_of"]
+__all__ = ["BEING_READ", "arrange", "usage_of"]
+
+BEING_READ = (Phase.READING, Phase.BETWEEN_EVENTS)
+"""When there can be something to drain."""
 
 MARGIN = 0.25
 """How long (seconds) before a cancel's deadline a drain is over: the stream is still to be closed in time."""

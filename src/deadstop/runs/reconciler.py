@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from deadstop.calls import timers
@@ -24,6 +23,9 @@ if TYPE_CHECKING:
 __all__ = ["Reconciler"]
 
 log = logging.getLogger("deadstop")
+
+ASK_AGAIN = 15.0
+"""Seconds after which a server that has taken a cancel, and let the run work on, is asked again. Doubles each time."""
 
 
 class Reconciler:
@@ -43,7 +45,7 @@ class Reconciler:
         if remote is None or remote.ref is None or remote.over or not policy.give_up or self._closed:
             return
         if id(remote) not in self._chases:
-            self._chase(run, intent, policy.replace(timeout=policy.give_up))
+            self._chase(run, intent, policy, time.monotonic() + policy.give_up, ASK_AGAIN)
 
     def revived(self, run: BaseRun) -> None:
         """A run that was read as cancelled is something else now. If it works on, it is cancelled again."""
@@ -51,9 +53,9 @@ class Reconciler:
         assert remote is not None
         log.warning("Run %r was read as cancelled, and then as %r.", run.name, remote.word)
         if not remote.over and not self._closed and id(remote) not in self._chases:
-            self._chase(
-                run, run.intent(reason="it came back to life", cause=Cause.USER), run.registry.policy_for(run, None)
-            )
+            policy = run.registry.policy_for(run, None)
+            again = run.intent(reason="it came back to life", cause=Cause.USER)
+            self._chase(run, again, policy, time.monotonic() + max(policy.give_up, policy.timeout), ASK_AGAIN)
 
     def recheck(self, run: BaseRun, policy: CancelPolicy) -> None:
         """A run was read as cancelled: look at it once more, `policy.recheck` seconds from now."""
@@ -76,22 +78,28 @@ class Reconciler:
 
         self._timers[key] = timers.at(time.monotonic() + policy.recheck, look)
 
-    def _chase(self, run: BaseRun, intent: Intent, policy: CancelPolicy) -> None:
+    def _chase(self, run: BaseRun, intent: Intent, policy: CancelPolicy, until: float, stretch: float) -> None:
+        """Chase until the moment `until` (monotonic seconds), in stretches: each sends the cancel anew."""
         remote: Any = run.remote
         now = time.monotonic()
         keeping = run.registry.keeping(run)
-        settled = partial(self._settled, run)
-        chase = Chase(remote, policy, settled=settled, let_go=_nothing, keeping=keeping)
+
+        def settled(chase: Chase) -> None:
+            self._chases.pop(id(remote), None)
+            if chase.machine.outcome is not Outcome.UNCONFIRMED:
+                log.info(
+                    "The cancel of %r went on after its timeout, and came to: %s.", run.name, chase.machine.outcome
+                )
+            elif time.monotonic() < until and not chase.hopeless and not self._closed:
+                chase.stop()  # the next one hears of the run from here on
+                self._chase(run, intent, policy, until, stretch * 2)
+            else:
+                log.warning("Gave up on cancelling %r: %s", run.name, diagnose(chase.facts()))
+
+        bounded = policy.replace(timeout=max(min(until - now, stretch), 0.001))
+        chase = Chase(remote, bounded, settled=settled, let_go=_nothing, keeping=keeping)
         self._chases[id(remote)] = chase
         remote.channel.spawn(lambda: chase.begin(replace(intent, at=now, deadline=float("inf"), request_id=None)))
-
-    def _settled(self, run: BaseRun, chase: Chase) -> None:
-        self._chases.pop(id(chase.remote), None)
-        outcome = chase.machine.outcome
-        if outcome is Outcome.UNCONFIRMED:
-            log.warning("Gave up on cancelling %r: %s", run.name, diagnose(chase.facts()))
-        else:
-            log.info("The cancel of %r went on after its timeout, and came to: %s.", run.name, outcome)
 
     def close(self) -> None:
         """The client is closed: nothing more is sent."""

@@ -21,7 +21,7 @@ from deadstop.errors import (
     UsageError,
 )
 from deadstop.runs.cancelling import Asked, Cancelling
-from deadstop.runs.draining import arrange
+from deadstop.runs.draining import BEING_READ, arrange
 from deadstop.runs.remote import Remote
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ class BaseRun:
             cancelling.join(intent)
         if not cancelling.finished_before:
             calls = list(self.calls.values())
-            if calls:
+            if any(call.phase in BEING_READ for call in calls):
                 arrange(self, calls, asked)
             # Also by whoever comes second: the first may have been held up just here.
             self.cancelled = True
