@@ -17,7 +17,7 @@ from cli_child import SOURCES, command, key_and_url
 from worlds import CHAT, until
 
 import deadstop
-from deadstop.fleet import member
+from deadstop.fleet import members
 from deadstop.ledger import connect
 from deadstop.testing import FakeOpenAI
 
@@ -43,9 +43,9 @@ def state(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
     try:
         yield {"XDG_STATE_HOME": home}
     finally:
-        for each in list(member._members.values()):
+        for each in list(members._members.values()):
             each.close()
-        member._members.clear()
+        members._members.clear()
         shutil.rmtree(home)
 
 

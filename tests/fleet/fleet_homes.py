@@ -19,7 +19,7 @@ from ledger_postgres import programs
 from ledger_postgres import server as database
 
 import deadstop
-from deadstop.fleet import member
+from deadstop.fleet import members
 from deadstop.ledger import connect
 from deadstop.ledger.base import Ledger
 from deadstop.testing import FakeOpenAI
@@ -47,9 +47,9 @@ def url(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     try:
         yield database().schema() if home == "postgres" else f"sqlite:///{state}/ledger.db"
     finally:
-        for each in list(member._members.values()):
+        for each in list(members._members.values()):
             each.close()
-        member._members.clear()
+        members._members.clear()
         shutil.rmtree(state)
 
 

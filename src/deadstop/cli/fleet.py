@@ -19,7 +19,8 @@ from deadstop.cli.extras import Console, Live, Table, escape
 from deadstop.clients.drop_in import OpenAI
 from deadstop.core.model import CancelReceipt, Outcome
 from deadstop.errors import CancelRefusedError, DeadstopError, UsageError
-from deadstop.fleet.member import KEEP, Member, member_of
+from deadstop.fleet.member import KEEP, Member
+from deadstop.fleet.members import member_of
 from deadstop.fleet.roll import roll_call
 from deadstop.kinds import register as kinds
 from deadstop.ledger.facts import RunRecord

@@ -170,7 +170,7 @@ def url_in_force(url: Optional[str]) -> Optional[str]:
     """
     url = url or os.environ.get("DEADSTOP_URL") or None
     if url is not None:
-        from deadstop.fleet.member import member_of
+        from deadstop.fleet.members import member_of
 
         member_of(url)
         return url
@@ -184,7 +184,7 @@ def fall_back_on(url: Optional[str]) -> None:
 
 def _fallback_in_force() -> Optional[str]:
     try:
-        from deadstop.fleet.member import member_of
+        from deadstop.fleet.members import member_of
 
         member_of(_fallback[0])
     except (LedgerError, ImportError) as error:  # a Python may come without sqlite3
@@ -198,7 +198,7 @@ def keep(adopted: Adopted, client: Any, url: Optional[str]) -> None:
     """Have a client's runs kept in the ledger at `url`, from now on. Raises LedgerError, UsageError."""
     if url is None:
         return
-    from deadstop.fleet.member import member_of
+    from deadstop.fleet.members import member_of
     from deadstop.runs.keeper import Keeper
     from deadstop.runs.pickup import PickUp
 

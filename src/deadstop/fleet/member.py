@@ -5,8 +5,6 @@ There is one member for each URL in a process; the registries of all its clients
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import logging
 import os
 import socket
@@ -30,7 +28,7 @@ from deadstop.ledger.facts import Process
 if TYPE_CHECKING:
     from deadstop.fleet.wire import Wire
 
-__all__ = ["KEEP", "Holder", "Member", "Message", "member_of"]
+__all__ = ["KEEP", "Holder", "Member", "Message"]
 
 log = logging.getLogger("deadstop")
 
@@ -370,37 +368,3 @@ class Member:
             self.exchange.forked()
         self.waiting = {}
         self._unborn = True
-
-
-_members: dict[str, Member] = {}
-_guard = threading.Lock()
-
-
-def member_of(url: str) -> Member:
-    """This process's member for that URL. Raises LedgerError, and then there is none."""
-    with _guard:
-        found = _members.get(url)
-        if found is None or found._closed:
-            found = Member(url)
-            if not _members:
-                # Now, so that it runs before the clean-up of what the ledger is made of.
-                atexit.register(_close_all)
-            _members[url] = found
-        return found
-
-
-def _close_all() -> None:
-    for each in list(_members.values()):
-        with contextlib.suppress(LedgerError):
-            each.close()
-
-
-def _forked() -> None:
-    global _guard
-    _guard = threading.Lock()
-    for each in list(_members.values()):
-        each.forked()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forked)

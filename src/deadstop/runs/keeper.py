@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from deadstop.calls.completion import Completion
 from deadstop.calls.workers import Workers
-from deadstop.core.model import CancelReceipt, Cause, Intent, Level, Outcome
+from deadstop.core.model import CancelReceipt, Cause, Intent, Outcome
 from deadstop.errors import CancelRefusedError, DeadstopError
 from deadstop.fleet.addresses import OVER_BUS
 from deadstop.fleet.member import Member, Message
@@ -24,7 +24,7 @@ from deadstop.ledger.facts import IntentRecord, Opening, Orphans, RemoteRun
 from deadstop.runs.chased import Chased, at_work, bound, late
 from deadstop.runs.elsewhere import Elsewhere
 from deadstop.runs.keeping import Keeping
-from deadstop.runs.kept import Kept, Recording, monotonic, unix
+from deadstop.runs.kept import Kept, Recording, asked_for, listed, monotonic, unix
 from deadstop.runs.limits import Line
 from deadstop.runs.waiting import Terms
 
@@ -311,11 +311,9 @@ class Keeper:
         registry = self.registry
         seen = [registry._live.get(name), registry._ended.get(name)]
         seen += [each.parent for each in list(registry._remotes.values())]  # the name may have been given once more
-        for run in seen:
-            kept = None if run is None else run.kept
-            if kept is not None and kept.named and (kept.name, kept.epoch) == (name, epoch):
-                return run
-        return None
+        return next(
+            (run for run in seen if run is not None and run.kept is not None and run.kept.is_life(name, epoch)), None
+        )
 
     def heard(self, message: Message) -> bool:
         """A signal from another process. Whether it was for us."""
@@ -327,18 +325,9 @@ class Keeper:
         if run is None or run.kept is None:
             return False
         left = message.get("left")
-        wanted = Intent(
-            run.name,
-            cause=Cause(message.get("cause", Cause.USER)),
-            reason=message.get("reason"),
-            actor=message.get("actor"),
-            level=Level(message.get("level", Level.CONFIRMED)),
-            request_id=message.get("request"),
-        )
-        answer = "have" if self.may(run, wanted) else "refused"
-        told = {"do": answer, "id": message.get("id")}
-        if answer == "refused":
-            self.member.answer(message.get("reply"), told)
+        wanted = asked_for(run.name, message)
+        if not self.may(run, wanted):
+            self.member.answer(message.get("reply"), {"do": "refused", "id": message.get("id")})
             return True
         kept, until = run.kept, math.inf if left is None else time.monotonic() + float(left)
 
@@ -348,7 +337,7 @@ class Keeper:
             self.member.write(lambda: self._reply(kept))  # should it be settled already
 
         # The answer first: what is struck may end the whole process at once.
-        self.member.answer(message.get("reply"), told, strike)
+        self.member.answer(message.get("reply"), {"do": "have", "id": message.get("id")}, strike)
         return True
 
     def away(self, target: Any, asked: Terms, facts: dict[str, Any]) -> Union[BaseRun, Elsewhere, None]:
@@ -377,20 +366,14 @@ class Keeper:
         return False
 
     def refused(self, run: BaseRun, wanted: Intent) -> None:
-        """Put on record that somebody tried to cancel a run who may not."""
+        """Somebody who may not cancel a run has tried to."""
         self.member.write(partial(self._record, run, wanted, None))
 
     def _list(self, message: Message) -> None:
-        now, found = time.monotonic(), []
-        for run in self.registry.live():
-            kept = run.kept
-            state = "cancelling" if run.cancelled else "open"
-            name = run.name if kept is None else kept.name
-            epoch, named = (0, False) if kept is None else (kept.epoch, kept.named)
-            found.append([name, epoch, state, round(now - run.opened, 3), len(run.calls), named])
+        found = listed(self.registry.live())
         for start in range(0, len(found), 50):
-            part = {"do": "runs", "id": message.get("id"), "runs": found[start : start + 50]}
-            self.member.answer(message.get("reply"), part)
+            part = found[start : start + 50]
+            self.member.answer(message.get("reply"), {"do": "runs", "id": message.get("id"), "runs": part})
 
     def catch_up(self) -> None:
         """We were cut off from the ledger: see whether cancels of runs that are held here were settled by others."""

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Optional
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Optional
 
 from deadstop.calls.completion import Completion
+from deadstop.core.model import Cause, Intent, Level
 from deadstop.ledger.facts import Orphans
 from deadstop.runs.keeping import PATIENCE
 
 if TYPE_CHECKING:
     from deadstop.core.model import CancelReceipt
     from deadstop.ledger.base import Claim
+    from deadstop.runs.run import BaseRun
 
-__all__ = ["Kept", "Recording", "monotonic", "unix"]
+__all__ = ["Kept", "Recording", "asked_for", "listed", "monotonic", "unix"]
 
 log = logging.getLogger("deadstop")
 
@@ -28,6 +31,18 @@ def unix(moment: float) -> float:
 def monotonic(moment: float) -> float:
     """The reverse."""
     return time.monotonic() + moment - time.time() if math.isfinite(moment) else moment
+
+
+def asked_for(run: str, message: dict[str, Any]) -> Intent:
+    """The intent that another process signals, for the run of that name here."""
+    return Intent(
+        run,
+        cause=Cause(message.get("cause", Cause.USER)),
+        reason=message.get("reason"),
+        actor=message.get("actor"),
+        level=Level(message.get("level", Level.CONFIRMED)),
+        request_id=message.get("request"),
+    )
 
 
 class Recording:
@@ -72,6 +87,22 @@ class Kept:
         self.receipt: Optional[CancelReceipt] = None
         self.claim: Optional[Claim] = None
 
+    def is_life(self, name: str, epoch: int) -> bool:
+        """Whether other processes mean this by that name and epoch."""
+        return self.named and (self.name, self.epoch) == (name, epoch)
+
     @property
     def recording(self) -> Optional[Recording]:
         return self.recordings.get("it")
+
+
+def listed(runs: Iterable[BaseRun]) -> list[list[Any]]:
+    """What other processes are told of runs: the name, its epoch, the state, the age (seconds), the calls, `named`."""
+    now, found = time.monotonic(), []
+    for run in runs:
+        kept: Optional[Kept] = run.kept
+        state = "cancelling" if run.cancelled else "open"
+        name = run.name if kept is None else kept.name
+        epoch, named = (0, False) if kept is None else (kept.epoch, kept.named)
+        found.append([name, epoch, state, round(now - run.opened, 3), len(run.calls), named])
+    return found
