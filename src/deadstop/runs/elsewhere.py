@@ -156,9 +156,7 @@ class Elsewhere:
 
     def _kept(self, _: object, error: Optional[Exception]) -> None:
         if error is not None:
-            if self._park or not isinstance(error, LedgerError):
-                self.error = error
-            # It ended here: what it began is cancelled from here, though nobody else can be asked now.
+            self.error = error
             self.done.set()
         elif self._asked.level is Level.SENT and self._record is not None:
             self.done.set()
