@@ -5,12 +5,12 @@
 
 What runs where:
 
-    openai-1.0.0                      everything, on the oldest Python
-    openai-1.5.0, -1.109.1, -2.54.0   everything but PURE
+    openai-1.0.0                      everything but SERVICES, on the oldest Python
+    openai-1.5.0, -1.109.1, -2.54.0   everything but PURE and MANY
     newest                            everything; only on request (`make wheel`), because `make test` runs the same
                                       pair, from the working tree
 
-So PURE runs on the oldest Python and on the newest, and whatever touches the SDK or a transport runs in every pair.
+So PURE runs on the oldest Python and on the newest, and what depends on the SDK or a transport runs in every pair.
 The rules of the house that need a checkout run in `make test`.
 
 A Python that is not on this machine is skipped, in a line of its own; with CI=true it is an error. With CI=true
@@ -34,6 +34,11 @@ from wheel import Wheel, built
 ENVIRONMENTS = environment.ROOT / ".venv-matrix"
 # The core knows no SDK and no transport (the contract in pyproject.toml, and tests/test_house.py for its tests).
 PURE = ["tests/core"]
+# One process or many, databases, kills: it takes minutes, and what it asks of the SDK the other tests ask in every pair.
+MANY = ["tests/fleet", "tests/ledger", "tests/proof/test_schedules.py", "tests/cli/test_fleet_commands.py"]
+SERVICES = [
+    f"tests/fleet/test_fleet_{name}.py" for name in ("bus", "bus_processes", "chaos", "crash", "postgres", "stateful")
+]
 BOUND = 1200
 """Seconds for a cell. It takes a quarter of that."""
 VERSIONS = """
@@ -90,7 +95,8 @@ def test(cell: Cell, wheel: Wheel, arguments: list[str]) -> Row:
     packages = _packages(inside)
     print(f"== {cell.name}: Python {interpreter}, {packages}, {wheel.path.name}", flush=True)
     # Who names tests gets just those.
-    left_out = [] if cell.pure or arguments else [f"--ignore={path}" for path in PURE]
+    skipped = [] if cell.python is None else SERVICES if cell.pure else [*PURE, *MANY]
+    left_out = [] if arguments else [f"--ignore={path}" for path in skipped]
     command = [str(inside), *environment.PYTEST, *left_out, *arguments]
     env = environment.clean_env()
     try:

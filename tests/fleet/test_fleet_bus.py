@@ -373,7 +373,9 @@ def test_a_holder_looks_at_the_record_as_soon_as_the_bus_is_back(
     client = client_at(world, server, url)
     other = hold(child, world, f"{url} {own.url()}", server, "call", **ELSEWHERE)
     own.kill()
-    assert world.run(client.runs.cancel, "chat-42", reason="stop", wait="sent").outcome in ("parked", "sent")
+    receipt = world.run(client.runs.cancel, "chat-42", reason="stop", wait="sent")
+    at_most = {"accepted"} if url.startswith("postgres") else set()  # which has a way of its own to the holder
+    assert receipt.outcome in {"parked", "sent", *at_most}
     own.start()
     assert other.line() == "cancelled chat-42 stop None"
     world.close(client)
