@@ -34,8 +34,9 @@ from wheel import Wheel, built
 ENVIRONMENTS = environment.ROOT / ".venv-matrix"
 # The core knows no SDK and no transport (the contract in pyproject.toml, and tests/test_house.py for its tests).
 PURE = ["tests/core"]
-# One process or many, databases, kills: it takes minutes, and what it asks of the SDK the other tests ask in every pair.
+# Many processes, databases, kills: minutes, and what they ask of the SDK other tests ask in every pair.
 MANY = ["tests/fleet", "tests/ledger", "tests/proof/test_schedules.py", "tests/cli/test_fleet_commands.py"]
+# What of that needs a database, a bus, or many kills.
 SERVICES = [
     f"tests/fleet/test_fleet_{name}.py" for name in ("bus", "bus_processes", "chaos", "crash", "postgres", "stateful")
 ]

@@ -311,8 +311,11 @@ class Elsewhere:
 
     @property
     def nobody(self) -> bool:
-        """Whether it is known that nobody holds the run."""
-        return not self._park and not self._held and self.error is None and self._receipt is None
+        """Whether the cancel goes to this process: nobody else holds the run, or can be asked, and it ended here."""
+        if self._park or self._held or self._receipt is not None:
+            return False
+        ended_here = self._intent.run in self._keeper.registry._ended
+        return self.error is None or (ended_here and isinstance(self.error, LedgerError))
 
     def receipt(self) -> CancelReceipt:
         """What is known now. Raises what went wrong: CancelRefusedError, LedgerError."""
