@@ -126,6 +126,9 @@ def trial(url: str, base_url: str, http_client: Any, name: str, story: str, at: 
     say("points", name, ",".join(f"{what}:{nth + 1}" for what, times in this.seen.items() for nth in range(times)))
 
 
+_kept: list[Any] = []
+
+
 def warm_up(base_url: str) -> Any:
     """Import all that a forked child needs. Returns an HTTP client that has no connection yet, for the children to
     share: most of what a client's making takes is to read the certificates."""
@@ -135,7 +138,9 @@ def warm_up(base_url: str) -> Any:
     warm.close()
     for name in ("runs.pickup", "runs.keeper", "clients.channel", "runs.blocking", "ledger.sqlite"):
         __import__(f"deadstop.{name}")
-    return openai.OpenAI(api_key="k", base_url=base_url)._client
+    owner = openai.OpenAI(api_key="k", base_url=base_url)
+    _kept.append(owner)  # the first releases of the SDK close the HTTP client when its owner is collected
+    return owner._client
 
 
 def main(url: str, base_url: str) -> None:
