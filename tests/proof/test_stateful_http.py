@@ -52,6 +52,7 @@ class Runs(RuleBasedStateMachine):
         self.client = world.client(self.server.base_url, max_retries=0)
         self.client.runs.policy = CancelPolicy(timeout=1.0, attempt_timeout=0.3, recheck=0)
         self.asked: list[tuple[Pending, float, float]] = []
+        self.creates: list[Pending] = []
         self.refs: dict[str, str] = {}  # of scopes whose run's address is known
         self.touched: set[str] = set()
         self.count = self.threads = self.laid = 0
@@ -90,7 +91,7 @@ class Runs(RuleBasedStateMachine):
         before = len(self.server.requests)
         self.server.add(faults.CreateReplySlow(seconds), times=1)
         function, args, kwargs = self.create(kind)
-        self.world.start(self.world.call, self.client, name, function, *args, **kwargs)
+        self.creates.append(self.world.start(self.world.call, self.client, name, function, *args, **kwargs))
         self.server.wait_for(lambda requests: len(requests) > before)
         return name
 
@@ -172,6 +173,8 @@ class Runs(RuleBasedStateMachine):
     def teardown(self) -> None:
         try:
             self.all_have_returned()
+            for create in self.creates:  # a client is closed when nobody uses it
+                create.wait()
             self.server.clear()
             if self.count:
                 # What was asked for goes on until it is done.
