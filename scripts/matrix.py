@@ -41,7 +41,7 @@ SERVICES = [
     f"tests/fleet/test_fleet_{name}.py" for name in ("bus", "bus_processes", "chaos", "crash", "postgres", "stateful")
 ]
 BOUND = 1200
-"""Seconds for a cell. It takes a quarter of that."""
+"""Seconds for a cell. The longest takes a third of that."""
 VERSIONS = """
 import importlib.metadata as metadata, openai
 transport = "httpx2" if openai.__version__ >= "3" else "httpx"

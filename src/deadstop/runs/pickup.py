@@ -208,6 +208,7 @@ class _Returned(Claim):
     def lose(self) -> None:
         """It was not renewed in time: whoever has it now goes on."""
         log.info("Cancel of %r is another process's by now.", self.run)
+        self._pick_up._tries.pop(self._key, None)  # the pause is for what the server did not confirm
         scopes = [] if self.scope is None else [self.scope, *self.scope.children.values()]
         for chase in (cancelling._chase for each in scopes for cancelling in each._cancelling.values()):
             if chase is not None:
