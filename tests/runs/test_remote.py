@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ssl
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -16,7 +18,10 @@ from deadstop import (
     RunCancellationTimeoutError,
     RunCancelledError,
 )
+from deadstop.clients.channel import package_of
 from deadstop.testing import FakeOpenAI, faults
+
+PEM = Path(__file__).resolve().parents[1] / "testing" / "localhost.pem"
 
 
 @pytest.fixture
@@ -225,6 +230,24 @@ def test_cancels_do_not_queue_behind_the_runs(world: Any, server: FakeOpenAI) ->
     world.run(client.runs.cancel, "busy")
     busy.wait()
     world.close(client)
+
+
+def test_a_client_that_is_closed_leaves_no_connection_that_was_being_made(world: Any) -> None:
+    """A pool that is closed forgets a connection that is still being made; the control channel's does not leave it."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(PEM)
+    with FakeOpenAI(ssl_context=context, faults=[faults.SlowTLS(0.5)]) as slow:
+        plain = world.client(slow.base_url)
+        http = package_of(plain._client, "httpx", "httpx2")
+        world.close(plain)
+        kind = http.AsyncClient if world.is_async else http.Client
+        client = world.client(slow.base_url, http_client=kind(verify=False))
+        pending = world.start(client.runs.cancel, "response:resp_1", timeout=1.5)
+        until(lambda: slow.open_connections, "the connection")
+        world.close(client)
+        until(lambda: not slow.open_connections, "its end")
+        assert not slow.requests
+        pending.wait()
 
 
 def test_cancel_all_reaches_runs_of_every_scope_and_of_none(world: Any, client: Any, server: FakeOpenAI) -> None:

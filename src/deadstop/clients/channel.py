@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import threading
 import time
 from collections import deque
 from typing import Any, Callable, NamedTuple, Optional
@@ -31,6 +30,9 @@ __all__ = ["AsyncChannel", "Channel", "package_of"]
 
 LINGER = 3.0
 """How long (seconds) unused connections of the channel are kept."""
+
+CLOSING = 1.0
+"""How long (seconds) closing waits for requests under way, which have been interrupted."""
 
 FRESH = 2.0
 """How long (seconds) a request that the SDK has built may serve as a mould for others: tokens expire."""
@@ -115,7 +117,7 @@ class _Channel:
         self._http = fresh_client(client._client)
         self.base_url = str(getattr(client, "base_url", ""))
         self._moulds: dict[Any, _Mould] = {}
-        self._under_way = 0
+        self._under_way: set[Errand] = set()
         self._closing: Any = None
         self.closed = False
 
@@ -153,12 +155,14 @@ class _Channel:
         request.extensions = {**request.extensions, "timeout": limits}
         return request
 
-    def _begin(self) -> None:
-        self._under_way += 1
+    def _begin(self, errand: Errand) -> None:
+        self._under_way.add(errand)
+        if self.closed:  # in the moment between the look and now
+            errand.interrupt()
 
-    def _end(self) -> None:
-        self._under_way -= 1
-        if self._under_way <= 0 and not self.closed and self._closing is None:
+    def _end(self, errand: Errand) -> None:
+        self._under_way.discard(errand)
+        if not self._under_way and not self.closed and self._closing is None:
             self._closing = timers.at(time.monotonic() + LINGER, self._unused)
 
     def _unused(self) -> None:
@@ -175,6 +179,9 @@ class _Channel:
         closing, self._closing = self._closing, None
         if closing is not None:
             closing.stop()
+        # A pool that is closed forgets a connection that is still being made, and nobody would close that one.
+        for errand in list(self._under_way):
+            errand.interrupt()
 
 
 def _sort(request: Request) -> Any:
@@ -211,14 +218,14 @@ class Channel(_Channel):
             timer = timers.at(state["due"], errand.interrupt)
             if "abandoned" in state:
                 errand.interrupt()
-            self._begin()
+            self._begin(errand)
             try:
                 made, options = self._cast(request, timeout) or self._build(request, timeout)
                 result = errand.result(number, run_blocking(errand, self._http.send, (made,), options))
             except Exception as error:
                 result = errand.result(number, error=error)
             finally:
-                self._end()
+                self._end(errand)
                 timer.stop()
             done(result)
 
@@ -258,8 +265,8 @@ class AsyncChannel(_Channel):
         super().__init__(client)
         self._waiting: deque[Told] = deque()
         self._running = 0
-        self._lock = threading.Lock()
         self._loop: Optional[Loop] = None
+        self._ended: Optional[anyio.Event] = None  # set when nothing is under way any more; made when that is waited for
         self.at_home()
 
     def at_home(self) -> None:
@@ -327,7 +334,7 @@ class AsyncChannel(_Channel):
         self, request: Request, number: int, timeout: float, left: Told, may: Optional[May], state: dict[str, Any]
     ) -> Result:
         errand = state["errand"] = Errand(request.method, request.path, left, may, in_task=True)
-        self._begin()
+        self._begin(errand)
         try:
             with anyio.move_on_after(max(state["due"] - time.monotonic(), 0.0)):
                 try:
@@ -338,7 +345,9 @@ class AsyncChannel(_Channel):
             errand.cancelled = True  # its time was up
             return errand.result(number)
         finally:
-            self._end()
+            self._end(errand)
+            if self._ended is not None and not self._under_way:
+                self._ended.set()
 
     async def _build(self, request: Request, timeout: float) -> tuple[Any, dict[str, Any]]:
         build, args, kwargs = self._arguments(request)
@@ -360,6 +369,10 @@ class AsyncChannel(_Channel):
         """Close the channel's connections. What is under way ends; nothing more can be sent. Idempotent."""
         if not self.closed:
             self._stop()
+            if self._under_way and self._loop is not None and self._loop.is_same(Loop.current()):
+                self._ended = anyio.Event()
+                with anyio.move_on_after(CLOSING):
+                    await self._ended.wait()
             await concurrent.close_pools(self._http)
 
 
