@@ -144,8 +144,6 @@ def provider() -> Iterator[FakeProcess]:
         yield one
 
 
-# Not in every run: beside other work the last cancels have been seen to take more than 20 s, which is not understood.
-@pytest.mark.skipif("DEADSTOP_LONG" not in os.environ, reason="by hand: DEADSTOP_LONG=1, or 5 for its full size")
 @pytest.mark.timeout(120 * LONG)
 @pytest.mark.parametrize("url", ["postgres"], indirect=True)
 def test_whatever_happens_to_workers_and_database_every_run_is_cancelled_once_at_a_time(

@@ -25,7 +25,7 @@ from deadstop.fleet.member import Member
 from deadstop.ledger import connect
 from deadstop.ledger.base import Claim, Ledger
 from deadstop.ledger.facts import Process
-from deadstop.testing import FakeOpenAI
+from deadstop.testing import FakeOpenAI, faults
 
 psycopg = pytest.importorskip("psycopg")
 pytestmark = [
@@ -157,14 +157,15 @@ def test_a_holder_that_is_cut_off_is_not_taken_for_ended(
 
 
 def test_who_has_lost_a_claim_sends_nothing_for_it(
-    world: Any, server: FakeOpenAI, child: Any, url: str, ledger: Ledger
+    world: Any, server: FakeOpenAI, child: Any, url: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker whose claim has ended before its request leaves does not send it, and forgets about it; the next one
     to get the claim finishes the cancel."""
 
     class Lost(Claim):
         run = "chat-42"
-        held = False
+        held = True  # when the run was looked at,
+        left = 0.0  # and not when the request was to leave
 
         def release(self) -> None:
             """There is nothing to give back."""
@@ -180,6 +181,7 @@ def test_who_has_lost_a_claim_sends_nothing_for_it(
     member_of(lost).read(member_of(lost).read_again)
     until(lambda: asked and server.runs[0].reads, "the claim, and the look at the run")
     until(lambda: not _chased(pick_up), "the end of it")
+    monkeypatch.setattr(Lost, "held", False)
     member_of(lost).read(member_of(lost).read_again)
     until(lambda: not pick_up.busy, "nothing in hand")
     assert server.runs[0].cancels == 0
@@ -192,10 +194,73 @@ def test_who_has_lost_a_claim_sends_nothing_for_it(
     world.close(worker)
 
 
+@pytest.mark.parametrize("how", ["before the look", "before the cancel"])
+def test_who_has_lost_a_claim_and_gets_it_again_finishes_the_cancel(
+    world: Any, server: FakeOpenAI, child: Any, url: str, ledger: Ledger, how: str
+) -> None:
+    """A worker that was stopped for a while, or cut off, may be the one that takes the run up again."""
+
+    class Short(Claim):
+        def __init__(self, inner: Claim) -> None:
+            self.run, self._inner = inner.run, inner
+
+        @property
+        def held(self) -> bool:
+            return self._inner.held and not (lost.is_set() or (how == "before the cancel" and server.runs[0].reads))
+
+        def release(self) -> None:
+            self._inner.release()
+
+    lost = threading.Event()
+    other = held(child, url, server, "remote")
+    until(ledger.active_remotes, "the remote run's record")
+    other.kill()
+    worker = world.client(server.base_url, runs_url=url)
+    mine = member_of(worker).ledger
+    claim, taken = mine.claim, []
+
+    def once_short(run: str) -> Any:
+        mine.claim = claim
+        found = claim(run)
+        taken.append(run)
+        return None if found is None else Short(found)
+
+    mine.claim = once_short
+    ledger.record_intent(Intent("chat-42", at=time.time()), Process("x:1", "x", 1), now=time.time())
+    member_of(worker).read(member_of(worker).read_again)
+    until(lambda: taken and (how == "before the look" or server.runs[0].reads), "the claim")
+    if how == "before the look":
+        lost.set()
+    until(lambda: member_of(worker).read(member_of(worker).read_again) or not ledger.open_intents(), "the outcome")
+    assert (server.runs[0].truth, server.runs[0].cancels) == ("cancelled", 1)
+    world.close(worker)
+
+
+def test_a_cancel_that_was_not_confirmed_is_sent_again_by_the_same_worker(
+    world: Any, server: FakeOpenAI, child: Any, url: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The provider takes no cancels for a while. The only worker there is keeps on asking, and gets there."""
+    monkeypatch.setattr("deadstop.runs.pickup.AGAIN", 0.3)
+    other = held(child, url, server, "remote")
+    until(ledger.active_remotes, "the remote run's record")
+    other.kill()
+    server.add(faults.Overloaded(503), path="/cancel")
+    worker = world.client(server.base_url, runs_url=url)
+    worker.runs.policy = CancelPolicy(timeout=0.5, attempt_timeout=0.5, recheck=0)
+    ledger.record_intent(Intent("chat-42", at=time.time()), Process("x:1", "x", 1), now=time.time())
+    member_of(worker).read(member_of(worker).read_again)
+    until(lambda: [each.outcome for each in ledger.open_intents()] == ["unconfirmed"], "the first outcome")
+    server.clear()
+    until(lambda: member_of(worker).read(member_of(worker).read_again) or not ledger.open_intents(), "the outcome")
+    assert server.runs[0].truth == "cancelled"
+    assert [each.outcome for each in ledger.receipts("chat-42")] == ["cancelled"]
+    world.close(worker)
+
+
 def _chased(pick_up: Any) -> bool:
     scopes = [each.scope for each in list(pick_up._working.values()) if each.scope is not None]
     chases = [found._chase for each in scopes for run in each.children.values() for found in run._cancelling.values()]
-    return not chases or not all(each is not None and each._stopped for each in chases)
+    return not chases or not all(each is not None and each.stopped for each in chases)
 
 
 def test_a_database_that_is_down_stops_no_local_cancel(

@@ -234,6 +234,19 @@ class Cancelling:
             self._inbox.append((number, event))
         self._work()
 
+    @property
+    def came_to_nothing(self) -> bool:
+        """Whether the remote run's cancel was not confirmed, or was taken from us, and nobody here goes on with it."""
+        chase, remote = self._chase, self.run.remote
+        if chase is None or remote is None or remote.over or self.run.registry.reconciler.chases(remote):
+            return False
+        return chase.stopped or chase.machine.outcome is Outcome.UNCONFIRMED
+
+    def abandon(self) -> None:
+        """Send nothing more for the remote run, and hear nothing more of it."""
+        if self._chase is not None:
+            self._chase.stop()
+
     # What follows
 
     def _news(self) -> None:

@@ -95,7 +95,7 @@ class Chase:
         self._abandon: Callable[[], None] = _nothing
         self._heard: Optional[tuple[RunStatus, Optional[str]]] = None  # what the last answer to a cancel said
         self._hopeless = 0
-        self._stopped = False
+        self.stopped = False
         self._wrong_target = False
         self._held_back = False
         self._connection_lost = False
@@ -113,11 +113,11 @@ class Chase:
         grace = intent.at + self.policy.grace
         self.feed(CancelRequested(at=intent.at, intent=replace(intent, deadline=deadline)))
         self._changed(self.remote)  # what came to be known before anybody wanted it cancelled
-        if not self.machine.ended and not self._stopped:
+        if not self.machine.ended and not self.stopped:
             self._bounds = [self._clock.at(deadline, self.deadline_passed)]
             if grace < deadline:
                 self._bounds.append(self._clock.at(grace, self.grace_spent))
-            if self.settled_at is not None or self._stopped:  # meanwhile; `done` is set too late to be looked at
+            if self.settled_at is not None or self.stopped:  # meanwhile; `done` is set too late to be looked at
                 self._stop_timers()
 
     def join(self, intent: Intent) -> None:
@@ -134,7 +134,7 @@ class Chase:
 
     def stop(self) -> None:
         """Nobody wants to know any more: the client is closed."""
-        self._stopped = True
+        self.stopped = True
         self.remote.leave(self._changed)
         self._stop_timers()
         self._abandon()
@@ -235,7 +235,7 @@ class Chase:
 
     def _send(self, request: Any, number: int, done: Callable[[Result], None], *, cancel: bool) -> None:
         def send(free: Callable[[], None]) -> None:
-            if self._stopped or (self.machine.settled is not None and self.machine.outcome is not Outcome.UNCONFIRMED):
+            if self.stopped or (self.machine.settled is not None and self.machine.outcome is not Outcome.UNCONFIRMED):
                 free()
                 return
 

@@ -63,6 +63,8 @@ class PickUp:
         for mine in list(self._working.values()):
             if not mine.held:
                 mine.lose()
+        open_still = {(each.run, each.epoch) for each in wanted}
+        self._tries = {key: tried for key, tried in self._tries.items() if key in open_still}
         for each in wanted:
             if len(self._working) < MOST:
                 self._consider(each)
@@ -122,7 +124,7 @@ class PickUp:
         def start() -> None:
             try:
                 mine.scope = self._scope(wanted, targets, mine)
-                _Finish(self, mine.scope, wanted.intent).begin()
+                _Finish(mine, mine.scope, wanted.intent).begin()
             except BaseException:
                 mine.give_back()
                 raise
@@ -158,6 +160,9 @@ class PickUp:
         kept.claim = claim
         for each in targets:
             child = registry.remote_run(Ref(each.kind, each.ids), each.status if each.terminal else None)
+            before = child._cancelling.get("it")
+            if before is not None and before.came_to_nothing:  # here, when this was taken up before
+                child = registry.anew(child)
             self._keeper.kept(child).born = True
             # What is unconfirmed is tried again by whoever gets the claim then, so nothing goes on without it.
             child.policy = registry.policy_for(child, None).replace(give_up=0)
@@ -209,18 +214,20 @@ class _Returned(Claim):
         """It was not renewed in time: whoever has it now goes on."""
         log.info("Cancel of %r is another process's by now.", self.run)
         self._pick_up._tries.pop(self._key, None)  # the pause is for what the server did not confirm
-        scopes = [] if self.scope is None else [self.scope, *self.scope.children.values()]
-        for chase in (cancelling._chase for each in scopes for cancelling in each._cancelling.values()):
-            if chase is not None:
-                chase.stop()
+        scope = self.scope
+        for child in [] if scope is None else list(scope.children.values()):
+            for cancelling in child._cancelling.values():
+                cancelling.abandon()
+            if child.parent is scope:
+                child.parent = None  # should it come back to us, it is under another claim
         self.give_back()
 
 
 class _Finish:
     """Reads how the remote runs stand, then cancels: the dead one may have sent its cancel, recorded or not."""
 
-    def __init__(self, pick_up: PickUp, scope: BaseRun, intent: Intent) -> None:
-        self._keeper = pick_up._keeper
+    def __init__(self, claim: Claim, scope: BaseRun, intent: Intent) -> None:
+        self._claim = claim
         self._scope = scope
         self._intent = intent
         self._left = 1
@@ -257,7 +264,7 @@ class _Finish:
         with self._lock:
             self._left -= 1
             last = self._left == 0
-        if last:
+        if last and self._claim.held:
             wanted = self._intent
             self._scope.request_cancel(
                 self._scope.intent(

@@ -18,6 +18,7 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.runs.chase import Chase
 
 if TYPE_CHECKING:
+    from deadstop.runs.remote import Remote
     from deadstop.runs.run import BaseRun
 
 __all__ = ["Reconciler"]
@@ -38,6 +39,10 @@ class Reconciler:
 
     def __len__(self) -> int:
         return len(self._chases)
+
+    def chases(self, remote: Remote) -> bool:
+        """Whether the cancel of that remote run goes on here."""
+        return id(remote) in self._chases
 
     def unconfirmed(self, run: BaseRun, intent: Intent, policy: CancelPolicy) -> None:
         """A cancel's time is up, and the run may go on: keep trying, for `policy.give_up` seconds."""

@@ -221,6 +221,16 @@ class Registry:
             self.observe(ref, word, Evidence.STATUS)
         return run
 
+    def anew(self, run: BaseRun) -> BaseRun:
+        """The same remote run, not cancelled yet: its cancel here came to nothing, and is to be asked for once more."""
+        again, remote = self._run_class(self, run.name, anonymous=True), cast(Remote, run.remote)
+        again.remote = remote
+        run._cancelling["it"].abandon()
+        remote.leave(run.remote_changed)
+        remote.listen(again.remote_changed)
+        self._remotes[cast(Ref, remote.ref)] = self._live[run.name] = again
+        return again
+
     def observe(self, ref: Ref, word: str, evidence: Evidence, asked_at: Optional[float] = None) -> None:
         """A remote run's status was seen passing by, in the answer to a request of `asked_at`."""
         run = self._remotes.get(ref)
