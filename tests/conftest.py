@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import weakref
+from asyncio import selector_events
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from _pytest.config import create_terminal_writer
@@ -29,3 +33,28 @@ def pytest_configure(config: pytest.Config) -> None:
 def anyio_backend(request: pytest.FixtureRequest) -> str:
     """The event loop that an async test runs on."""
     return str(request.param)
+
+
+_made: list[weakref.ref[Any]] = []
+_init = selector_events._SelectorTransport.__init__
+
+
+def _noting(self: Any, *args: Any, **kwargs: Any) -> None:
+    _init(self, *args, **kwargs)
+    _made.append(weakref.ref(self))
+
+
+selector_events._SelectorTransport.__init__ = _noting
+
+
+@pytest.fixture(autouse=True)
+def no_connection_outlives_its_loop() -> Iterator[None]:
+    """The garbage collector finds a connection that nobody closed, but in another test. It is told here, and of this.
+
+    Autouse fixtures come first, so every loop of the test is over by then.
+    """
+    _made.clear()
+    yield
+    found = [transport for transport in (each() for each in _made) if transport is not None]
+    left = [each for each in found if each._sock is not None and each._loop is not None and each._loop.is_closed()]
+    assert not left, f"left open on a closed loop: {left}"

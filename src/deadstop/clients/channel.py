@@ -266,7 +266,7 @@ class AsyncChannel(_Channel):
         self._waiting: deque[Told] = deque()
         self._running = 0
         self._loop: Optional[Loop] = None
-        self._ended: Optional[anyio.Event] = None  # set when nothing is under way any more; made when that is waited for
+        self._ended: Optional[anyio.Event] = None  # set when nothing is under way; made when that is waited for
         self.at_home()
 
     def at_home(self) -> None:
