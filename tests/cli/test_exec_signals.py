@@ -127,7 +127,7 @@ def test_a_script_that_goes_on_is_left_after_the_grace(tmp_path: Path, fake_open
         try:
             ask(OpenAI())
         except Exception as error:
-            print(type(error).__name__)
+            print(type(error).__name__ + "\\n", end="")  # in one piece: it is left in the middle of anything
     """
     with command("exec", "--grace", "0.3", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
         fake_openai.wait_for(asked, 20)

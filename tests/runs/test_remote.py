@@ -12,8 +12,9 @@ from typing import Any
 import anyio
 import pytest
 from remote_runs import CREATES, JSON, QUICK, begin, create, needs_named_events, stream, truth
-from worlds import until
+from worlds import WORLDS, until
 
+import deadstop
 from deadstop import (
     RunCancellationTimeoutError,
     RunCancelledError,
@@ -230,6 +231,30 @@ def test_cancels_do_not_queue_behind_the_runs(world: Any, server: FakeOpenAI) ->
     world.run(client.runs.cancel, "busy")
     busy.wait()
     world.close(client)
+
+
+@pytest.mark.parametrize("backend", [each for each in WORLDS if each != "threads"])
+def test_a_run_that_was_started_on_a_loop_that_is_over_is_cancelled_from_another(
+    server: FakeOpenAI, backend: str
+) -> None:
+    """A program that runs one loop after the other keeps its client; its cancels go out from the loop that there is."""
+    client = deadstop.AsyncOpenAI(api_key="k", base_url=server.base_url, max_retries=0)
+
+    async def start() -> None:
+        function, args, kwargs = create(client)
+        async with client.runs.open("chat-42"):
+            await function(*args, **kwargs)
+        await client._client.aclose()  # as it must be: its connections end with the loop
+
+    async def stop() -> Any:
+        try:
+            return await client.runs.cancel("chat-42", timeout=5.0)
+        finally:
+            await client.close()
+
+    anyio.run(start, backend=backend)
+    receipt = anyio.run(stop, backend=backend)
+    assert (receipt.outcome, truth(server).truth, truth(server).cancels) == ("cancelled", "cancelled", 1)
 
 
 def test_a_client_that_is_closed_leaves_no_connection_that_was_being_made(world: Any) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import Any
 
 import pytest
+from remote_runs import begin
+from worlds import until
 
-from deadstop import CancelPolicy, RunCancellationTimeoutError
+from deadstop import Backoff, CancelPolicy, RunCancellationTimeoutError
+from deadstop.testing import FakeOpenAI, faults
 
 
 def test_an_opaque_transport_is_fenced_and_the_wait_is_bounded(world: Any) -> None:
@@ -68,3 +72,51 @@ def test_on_timeout_return(world: Any) -> None:
     assert not receipt.ok
     release.set()
     pending.failure()
+
+
+@pytest.mark.parametrize("give_up", [0.0, 600.0], ids=["given up", "in the background"])
+@pytest.mark.parametrize("whole", [False, True], ids=["the scope", "everything"])
+def test_who_asks_again_has_it_tried_again_and_waits_for_that(world: Any, whole: bool, give_up: float) -> None:
+    """The server took no cancels for a while. The second press of the button is as good as the first would have been."""
+    with FakeOpenAI(rate=200, tokens=10_000) as server:
+        client = world.client(server.base_url, max_retries=0)
+        patient = Backoff(initial=30.0, maximum=30.0)
+        client.runs.policy = CancelPolicy(timeout=0.4, give_up=give_up, recheck=0, backoff=patient)
+        begin(world, client, "chat-42")
+        server.add(faults.Overloaded(503), path="/cancel")
+        with pytest.raises(RunCancellationTimeoutError):
+            world.run(client.runs.cancel, "chat-42", reason="first", request_id="r-1")
+        background = list(client.runs._registry.reconciler._chases.values())
+        until(lambda: all(each.cancels for each in background), "the first try in the background")
+        server.clear()
+        began = time.monotonic()
+        with pytest.raises(RunCancellationTimeoutError):
+            world.run(client.runs.cancel, "chat-42", request_id="r-1", timeout=5.0)
+        assert time.monotonic() - began < 1.0, "I8: the same request has the same answer"
+        if whole:
+            (receipt,) = world.run(client.runs.cancel_all, timeout=5.0)
+        else:
+            receipt = world.run(client.runs.cancel, "chat-42", reason="second", timeout=5.0)
+        assert time.monotonic() - began < 2.5, "the server was asked at once"
+        assert (receipt.outcome, receipt.reason, receipt.evidence) == ("cancelled", "first", "status")
+        assert receipt.elapsed > 0.4
+        assert (server.runs[0].truth, server.runs[0].cancels) == ("cancelled", 1)
+        world.close(client)
+
+
+def test_asking_again_in_vain_takes_its_own_timeout_and_no_longer(world: Any) -> None:
+    """I1 for the second one, too; and what there is no hope for is not waited for."""
+    with FakeOpenAI(rate=200, tokens=10_000) as server:
+        client = world.client(server.base_url, max_retries=0)
+        client.runs.policy = CancelPolicy(timeout=0.3, give_up=0.0, recheck=0, on_timeout="return")
+        begin(world, client, "chat-42")
+        server.add(faults.StaysCancelling(None), path="/cancel")
+        assert world.run(client.runs.cancel, "chat-42").outcome == "unconfirmed"
+        began = time.monotonic()
+        assert world.run(client.runs.cancel, "chat-42", timeout=0.5).outcome == "unconfirmed"
+        assert 0.4 < time.monotonic() - began < 1.5
+        assert world.run(client.runs.cancel, "response:resp_nobody", timeout=5.0).outcome == "unconfirmed"
+        began = time.monotonic()
+        assert world.run(client.runs.cancel, "response:resp_nobody", timeout=5.0).outcome == "unconfirmed"
+        assert time.monotonic() - began < 2.5
+        world.close(client)

@@ -67,6 +67,12 @@ class Loop:
         key = self._key
         return key.create_future() if isinstance(key, asyncio.AbstractEventLoop) else None
 
+    def turns(self) -> bool:
+        """Whether the loop is running."""
+        if isinstance(self._key, asyncio.AbstractEventLoop):
+            return self._key.is_running()
+        return self.call(_nothing)
+
     def is_same(self, other: Loop) -> bool:
         """Whether both are the same loop."""
         return self._key is other._key
@@ -78,6 +84,10 @@ _kept: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references to 
 def _keep(task: asyncio.Task[None]) -> None:
     _kept.add(task)
     task.add_done_callback(_kept.discard)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _library() -> str:

@@ -23,7 +23,7 @@ from deadstop.calls.loops import Loop
 from deadstop.calls.pool import recast
 from deadstop.calls.workers import LIMIT, Workers
 from deadstop.clients.adopted import ATTRIBUTE
-from deadstop.core.model import Attempt
+from deadstop.core.model import Attempt, Phase
 from deadstop.kinds.base import Request
 
 __all__ = ["AsyncChannel", "Channel", "package_of"]
@@ -275,8 +275,15 @@ class AsyncChannel(_Channel):
         if self._loop is None or not self._loop.is_same(loop):
             if self._loop is not None:
                 self._http = fresh_client(self._http)
+                if not self._loop.turns():
+                    self._under_way.clear()
             concurrent.hook_client(self._http)
             self._running, self._loop = 0, loop
+
+    def come_home(self) -> None:
+        """As `at_home`, if the loop that it is at home on is over, or stands still."""
+        if self._loop is None or not self._loop.turns():
+            self.at_home()
 
     def spawn(self, work: Told) -> bool:
         """Have `work` run soon, on the loop. False if the loop is over. Any thread, and signal handlers."""
@@ -378,4 +385,4 @@ class AsyncChannel(_Channel):
 
 def _not_sent(number: int, why: str = "it was not needed any more") -> Result:
     now = time.monotonic()
-    return Result(Attempt(number, now, now, error=why))
+    return Result(Attempt(number, now, now, error=why), phase=Phase.CREATED)

@@ -7,12 +7,14 @@ waits for the turn: who had it looks at the queue again after giving it back.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterable
 from collections.abc import Set as AbstractSet
 from contextvars import Context
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from deadstop.calls.call import Call, current_call
@@ -189,7 +191,7 @@ class Cancelling:
     def goals(self, level: Level) -> list[Completion]:
         """What to wait for, one after the other, until the cancel has come as far as `level`."""
         if level is Level.CONFIRMED:
-            return [self.done, *self.run.recorded()]
+            return [self.done, *self.run.recorded(), *([self._once["sure"]] if self.pursued else [])]
         mine = [] if self._chase is None else [self._chase.left if level is Level.SENT else self._chase.accepted]
         return mine + [each for child in self._children for each in child.goals(level)]
 
@@ -207,6 +209,45 @@ class Cancelling:
         if self._chase is not None:
             self._chase.join(intent)
         self._work()
+        self.again(intent)
+
+    def again(self, intent: Intent) -> None:
+        """Somebody asks for what could not be confirmed: try once more. Never blocks; in signal handlers, too."""
+        if not self._unconfirmed():
+            return
+        if "sure" not in self._once or self._once["sure"].is_set():
+            self._once["sure"] = Completion()
+        for child in list(self._children):
+            child.again(child.run.intent_of(intent))
+        remote, registry = self.run.remote, self.run.registry
+        if remote is not None:
+            patience = registry.policy_for(self.run, self._policy).timeout
+            until = intent.deadline if math.isfinite(intent.deadline) else intent.at + patience
+            ask = partial(registry.reconciler.again, self.run, intent, until, self._nothing_more)
+            if not remote.channel.spawn(ask):
+                ask()
+        if not self._unconfirmed():  # meanwhile
+            self._once["sure"].set()
+        elif remote is None:
+            self._nothing_more()
+
+    def _unconfirmed(self) -> bool:
+        return self._final is not None and self._final.outcome is Outcome.UNCONFIRMED
+
+    def _nothing_more(self) -> None:
+        """Nobody here is at work on it any more, so there is nothing to wait for."""
+        sure = self._once.get("sure")
+        out_there = any(not call.left.is_set() for call in list(self._calls.values()))
+        if sure is None or out_there or any(child.pursued for child in list(self._children)):
+            return
+        sure.set()
+        for above in list(self._above):
+            above._nothing_more()
+
+    @property
+    def pursued(self) -> bool:
+        """Whether it was not confirmed in time, and then asked for again, which has not come to an end."""
+        return "sure" in self._once and not self._once["sure"].is_set()
 
     def grace_spent(self) -> None:
         """The first interruption had its time: interrupt again whatever is still there."""
@@ -285,11 +326,10 @@ class Cancelling:
             return
         if self.run.remote is not None and (self._chase is None or not self._chase.machine.ended):
             return
-        if self._settled_at is None:
-            self._settled_at = time.monotonic()
         unconfirmed = {n for n, machine in self._machines.items() if machine.outcome is Outcome.UNCONFIRMED}
         if self._final is not None and (self._final.outcome is not Outcome.UNCONFIRMED or self._still_unconfirmed()):
             return  # nothing new
+        self._settled_at = time.monotonic()
         receipt = self.snapshot()
         if unconfirmed and self._timeout_receipt is None:
             self._timed_out = unconfirmed
@@ -301,6 +341,8 @@ class Cancelling:
         # First, so that what its caller knows of can be flushed. It only puts it in a queue.
         telling.settled(self.run, self.intent, receipt, before, self._context)
         self.done.set()
+        if receipt.outcome is not Outcome.UNCONFIRMED and "sure" in self._once:
+            self._once["sure"].set()
         for above in list(self._above):
             above._news()
 

@@ -86,6 +86,7 @@ class Chase:
         self.accepted = Completion()  # `accepted`
         self.done = Completion()  # `confirmed`, or as near as it got
         self.settled_at: Optional[float] = None
+        self.until = math.inf  # when whoever began it gives up; for the reconciler
         self._settled = settled
         self._let_go = let_go
         self._inbox: deque[Event] = deque()

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Optional, Union, cast
+from typing import Any, Optional, Protocol, Union, cast, runtime_checkable
 
 import anyio
 
@@ -40,6 +40,15 @@ from deadstop.runs.waiting import (
 __all__ = ["AsyncRun", "AsyncRuns"]
 
 Target = Union[str, BaseRun, Any]
+
+
+@runtime_checkable
+class AtHome(Protocol):
+    """A way to a server that is used from one loop."""
+
+    def come_home(self) -> None:
+        """The current loop is the one, if that is over, or stands still."""
+
 
 CLOSING = 1.0
 """How long (seconds) leaving a scope may take to close the streams that were left open in it."""
@@ -221,6 +230,8 @@ class AsyncRuns:
         Never raises for a run that could not be confirmed: its receipt says so.
         """
         asked = terms(self._registry, None, wish(wait, timeout, policy), time.monotonic())
+        for run in self._registry.live():
+            _bring_home(run)
         started = self._registry.cancel_all_soon(reason=reason, actor=actor, deadline=asked.deadline)
         return [await _wait(each, asked._replace(on_timeout="return")) for each in started]
 
@@ -257,6 +268,8 @@ async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
     """Cancel `run` as asked, from this task."""
     if run.cancellers is not None:
         run.refuse(facts.get("actor"), facts.get("reason"))
+    if run.remote is not None or run.children:
+        _bring_home(run)
     at, here = time.monotonic(), Loop.current()
     struck = run.strike(partial(intent, run, asked, at, facts), asked)
     try:
@@ -267,6 +280,14 @@ async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
     finally:
         struck.follow(asked.policy)
     return await _wait(struck, terms(run.registry, run, asked, at))
+
+
+def _bring_home(run: BaseRun) -> None:
+    """Where the loop is over that remote runs were started on, what they need is sent from this one."""
+    if run.remote is not None and isinstance(run.remote.channel, AtHome):
+        run.remote.channel.come_home()
+    for child in list(run.children.values()):
+        _bring_home(child)
 
 
 async def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Callable
 
 from deadstop.calls import timers
 from deadstop.calls.errand import Result
@@ -35,6 +35,7 @@ class Reconciler:
     def __init__(self) -> None:
         self._chases: dict[int, Chase] = {}
         self._timers: dict[int, timers.Timer] = {}
+        self._over: dict[int, list[Callable[[], None]]] = {}  # whom to tell when the chase after that remote run ends
         self._closed = False
 
     def __len__(self) -> int:
@@ -51,6 +52,30 @@ class Reconciler:
             return
         if id(remote) not in self._chases:
             self._chase(run, intent, policy, time.monotonic() + policy.give_up, ASK_AGAIN)
+
+    def again(self, run: BaseRun, intent: Intent, until: float, over: Callable[[], None]) -> None:
+        """Somebody asks for a cancel that was not confirmed once more, and waits until the moment `until`: so the
+        server is asked now, not when the next pause is over. `over()` is called when nobody tries any more."""
+        remote = run.remote
+        if remote is None or remote.ref is None or remote.over or self._closed:
+            over()
+            return
+        self._over.setdefault(id(remote), []).append(over)
+        policy = run.registry.policy_for(run, None)
+
+        def begin(free: Callable[[], None]) -> None:
+            free()
+            going = self._chases.pop(id(remote), None)
+            ends = max(until, intent.at + policy.give_up)
+            if going is not None:
+                going.stop()
+                ends = max(ends, going.until)
+            if remote.over or self._closed:
+                self._tell(id(remote))
+            else:
+                self._chase(run, intent, policy, ends, ASK_AGAIN)
+
+        remote.in_turn(begin)  # what is under way is not interrupted
 
     def revived(self, run: BaseRun) -> None:
         """A run that was read as cancelled is something else now. If it works on, it is cancelled again."""
@@ -100,11 +125,18 @@ class Reconciler:
                 self._chase(run, intent, policy, until, stretch * 2)
             else:
                 log.warning("Gave up on cancelling %r: %s", run.name, diagnose(chase.facts()))
+            if id(remote) not in self._chases:
+                self._tell(id(remote))
 
         bounded = policy.replace(timeout=max(min(until - now, stretch), 0.001))
         chase = Chase(remote, bounded, settled=settled, let_go=_nothing, keeping=keeping)
+        chase.until = until
         self._chases[id(remote)] = chase
         remote.channel.spawn(lambda: chase.begin(replace(intent, at=now, deadline=float("inf"), request_id=None)))
+
+    def _tell(self, key: int) -> None:
+        for over in self._over.pop(key, ()):
+            over()
 
     def close(self) -> None:
         """The client is closed: nothing more is sent."""
@@ -112,6 +144,8 @@ class Reconciler:
         for chase in list(self._chases.values()):
             chase.stop()
         self._chases.clear()
+        for key in list(self._over):
+            self._tell(key)
         for timer in list(self._timers.values()):
             timer.stop()
         self._timers.clear()

@@ -225,7 +225,10 @@ class BaseRun:
                 if not child.cancelled:
                     cancelling.add_child(child._close_fence(child.intent_of(cancelling.intent), asked))
                 elif child.remote is not None:
-                    cancelling.add_child(child._cancelling["it"])
+                    before = child._cancelling["it"]
+                    if cancelling is mine:
+                        before.again(child.intent_of(cancelling.intent))
+                    cancelling.add_child(before)
             cancelling.add_calls(calls)
         return cancelling
 
