@@ -77,7 +77,7 @@ def test_on_timeout_return(world: Any) -> None:
 @pytest.mark.parametrize("give_up", [0.0, 600.0], ids=["given up", "in the background"])
 @pytest.mark.parametrize("whole", [False, True], ids=["the scope", "everything"])
 def test_who_asks_again_has_it_tried_again_and_waits_for_that(world: Any, whole: bool, give_up: float) -> None:
-    """The server took no cancels for a while. The second press of the button is as good as the first would have been."""
+    """The server took no cancels for a while. The second press of the button is as good as the first."""
     with FakeOpenAI(rate=200, tokens=10_000) as server:
         client = world.client(server.base_url, max_retries=0)
         patient = Backoff(initial=30.0, maximum=30.0)
