@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from worlds import CHAT, MESSAGES, until
 
+import deadstop
 from deadstop import RunCancelledError
 from deadstop.testing import FakeOpenAI, faults
 
@@ -208,6 +210,33 @@ def test_a_stream_left_early_is_closed_without_the_garbage_collector(
         assert client.runs.list() == []
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("where", ["in another thread", "while its pool is busy"])
+def test_a_stream_that_is_dropped_elsewhere_is_closed_and_gives_its_slot_back(server: FakeOpenAI, where: str) -> None:
+    """The last reference may go in a thread that has not read it, or while others are at the pool."""
+    server.clear()
+    server.rate = 50
+    client = deadstop.OpenAI(api_key="k", base_url=server.base_url)
+    pool: Any = client._client._transport._pool  # type: ignore[attr-defined]
+    held: list[Any] = [client.chat.completions.create(**CHAT, stream=True)]
+    next(held[0])
+    gc.collect()
+    gc.disable()
+    try:
+        if where == "in another thread":
+            thread = threading.Thread(target=held.clear)
+            thread.start()
+            thread.join()
+        else:
+            with pool._optional_thread_lock:
+                held.clear()
+        server.wait_for(lambda requests: requests[-1].state == "disconnected")
+        until(lambda: pool._requests == [] and all(each.is_idle() for each in pool._connections), "the slot")
+        assert client.runs.list() == []
+    finally:
+        gc.enable()
+        client.close()
 
 
 def test_a_stream_left_early_in_a_scope_is_closed_with_it(world: Any, client: Any, server: FakeOpenAI) -> None:

@@ -214,7 +214,7 @@ class _Body:
                 except BaseException as error:
                     if call.drain is not None:
                         call.drain.fail()
-                    self.close()
+                    self._close()
                     if call.cancelled and isinstance(error, Exception):
                         raise Interruption(call) from None
                     raise
@@ -225,8 +225,13 @@ class _Body:
             yield chunk
 
     def close(self) -> None:
+        if not self._hung_up():
+            self._close()
+
+    def _close(self) -> None:
+        """As `close`, by who reads, or holds the gate: nobody else reads."""
         call = self._call
-        if self._closed or call.drains or self._hung_up():  # what is drained is closed by whoever drains it
+        if self._closed or call.drains:  # what is drained is closed by whoever drains it
             return
         self._closed = call.body_closed = True
         stream, call.socket, call.closer = call.socket, None, None
@@ -242,7 +247,7 @@ class _Body:
     def _hung_up(self) -> bool:
         """Whether another thread is reading: then it is woken, and closes by itself. A plain close leaves it stuck."""
         call = self._call
-        if call.thread == threading.get_ident() or not call.gate.locked():
+        if self._closed or call.drains or call.thread == threading.get_ident() or not call.gate.locked():
             return False
         stream = call.socket
         return stream is not None and bool(stream.interrupt(call))
@@ -265,7 +270,7 @@ class _Body:
         try:
             # Taking a call off a shared connection takes locks of that, and writes.
             if not call.multiplexed and all(lock_is_free(pool) for pool in self._pools):
-                self.close()
+                self._close()
                 return True
         finally:
             call.gate.release()
@@ -277,4 +282,4 @@ class _Body:
 
     def _close_later(self) -> None:
         with self._call.gate:
-            self.close()
+            self._close()
