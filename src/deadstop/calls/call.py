@@ -25,6 +25,7 @@ from deadstop.core.model import CallFacts, Interrupted, Phase, Streamed
 
 if TYPE_CHECKING:
     from deadstop.calls.drain import Drain, Reader
+    from deadstop.calls.loops import Loop
     from deadstop.calls.tracker import Tracker
     from deadstop.errors import DeadstopError
 
@@ -103,6 +104,7 @@ class Call:
         "interrupted",
         "last",
         "left",
+        "loop",
         "memory",
         "method",
         "multiplexed",
@@ -178,6 +180,7 @@ class Call:
         self.closer: Optional[Callable[[], bool]] = None  # closes an open response while nobody reads it
         self.hearer: Optional[Callable[[], None]] = None  # reads an open response on, where its answer is needed
         self.in_task = in_task
+        self.loop: Optional[Loop] = None  # that the task runs on
         self.canceller: Any = None  # the cancellation that got here first
         self.memory = {} if memory is None else memory  # what was learned of servers, for the client's life
         self.tracker = tracker  # of the remote runs that the call starts or asks about

@@ -37,7 +37,7 @@ class interruptible:
 
     def __init__(self, call: Call) -> None:
         self._call = call
-        self._loop = Loop.current()
+        self._loop = call.loop = call.loop or Loop.current()
         self._scope = anyio.CancelScope()
         self._outer: Optional[Callable[[], None]] = None
 
@@ -217,7 +217,7 @@ class _Body:
         self._call = call
         self._inner = inner
         self._pools = pools
-        self._loop = Loop.current()
+        self._loop = call.loop or Loop.current()
         self._closed = False
         self._busy = False
         self._chunks: Any = None

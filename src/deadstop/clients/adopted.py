@@ -9,6 +9,7 @@ import logging
 import os
 import weakref
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from deadstop.errors import LedgerError, UsageError
@@ -65,7 +66,7 @@ class Adopted:
             self.registry.http_clients.add(http_client)
         options = args[1] if len(args) > 1 else kwargs["options"]
         url = str(options.url)
-        passes = passing(options.method, url, _body(options))
+        passes = passing(options.method, url, partial(_body, options))
         call = self.registry.begin(
             options.method,
             url,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional
 from urllib.parse import parse_qsl, urlsplit
 
 from deadstop.errors import UsageError
@@ -135,8 +135,11 @@ class _Path(NamedTuple):
     creates: bool
 
 
-def passing(method: str, url: str, body: Any) -> Optional[Passing]:
-    """What a request of the SDK has to do with remote runs; None for most. ``url`` is relative to the base URL."""
+def passing(method: str, url: str, body: Callable[[], Any]) -> Optional[Passing]:
+    """What a request of the SDK has to do with remote runs; None for most. ``url`` is relative to the base URL.
+
+    ``body()`` is asked only where it matters: getting at it takes as long as all the rest of this.
+    """
     head = url.split("/", 2)[1].partition("?")[0] if url.startswith("/") else url.split("/", 1)[0].partition("?")[0]
     paths = _heads().get(head)
     if paths is None:
@@ -150,7 +153,8 @@ def passing(method: str, url: str, body: Any) -> Optional[Passing]:
         if match is None:
             continue
         if each.creates:
-            if method.upper() == "POST" and each.kind.starts(body if isinstance(body, Mapping) else {}):
+            asked = body() if method.upper() == "POST" else None
+            if method.upper() == "POST" and each.kind.starts(asked if isinstance(asked, Mapping) else {}):
                 return Passing(each.kind, True, match.groups())
         else:
             return Passing(each.kind, False, match.groups())
