@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import importlib
 import socket
 import subprocess
@@ -212,3 +213,26 @@ def test_reset_frees_who_waits_for_a_connection(flags: list[str]) -> None:
     command = [sys.executable, *flags, "-c", WITHOUT_ASSERTIONS]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=50, check=False)
     assert done.stdout.strip() == "['chat.completion']", done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI", "AzureOpenAI", "AsyncAzureOpenAI"])
+def test_a_copy_takes_what_the_constructor_takes(name: str) -> None:
+    """`runs_url` included, though the runs are those of the client that is copied, and stay where they are kept."""
+    ours, theirs = getattr(deadstop, name), getattr(openai, name)
+    taken = [inspect.signature(each).parameters.keys() for each in (ours.__init__, ours.copy, ours.with_options)]
+    assert "runs_url" in taken[0]
+    assert set(inspect.signature(theirs.__init__).parameters) - set(inspect.signature(theirs.copy).parameters) == (
+        set(taken[0]) - set(taken[1])
+    )
+    assert taken[1] == taken[2]
+
+
+def test_a_copy_has_the_ledger_of_the_client() -> None:
+    """Naming it again is fine; another one is an error."""
+    client = deadstop.OpenAI(api_key="k", runs_url="memory:")
+    again: Any = client.with_options(timeout=3, runs_url="memory:")  # type: ignore[call-arg]
+    assert again.runs is client.runs
+    with pytest.raises(deadstop.UsageError, match="kept in memory: already"):
+        client.copy(runs_url="sqlite:")  # type: ignore[call-arg]
+    for each in (client, again):
+        each.close()

@@ -77,13 +77,27 @@ class _Async:
 
 
 def _sharing(copy: F, adopt: Callable[[Any], Any]) -> F:
-    """`copy()` that gives the copy the client's runs; with the SDK's own signature."""
+    """`copy()` that gives the copy the client's runs; with the SDK's own signature, and `runs_url`.
+
+    The runs are those of the client, so another ledger than theirs is a UsageError.
+    """
 
     @functools.wraps(copy)
-    def shared(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return share(adopt(self), copy(self, *args, **kwargs))
+    def shared(self: Any, *args: Any, runs_url: Optional[str] = None, **kwargs: Any) -> Any:
+        made = share(adopt(self), copy(self, *args, **kwargs))
+        keep(adopt(made), made, runs_url)
+        return made
 
+    shared.__signature__ = _with_url(copy)  # type: ignore[attr-defined]
     return cast(F, shared)
+
+
+def _with_url(function: Any) -> inspect.Signature:
+    signature = inspect.signature(function)
+    more = inspect.Parameter("runs_url", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Optional[str])
+    kinds = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    rest = [each for each in signature.parameters.values() if each.kind is inspect.Parameter.VAR_KEYWORD]
+    return signature.replace(parameters=[*kinds, more, *rest])
 
 
 def _prepared(init: Any) -> Any:
@@ -103,11 +117,7 @@ def _prepared(init: Any) -> Any:
         if first and self.__dict__[_URL] is not None:
             keep((adopt_async if isinstance(self, _Async) else adopt_sync)(self), self, self.__dict__[_URL])
 
-    signature = inspect.signature(init)
-    more = inspect.Parameter("runs_url", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Optional[str])
-    kinds = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
-    rest = [each for each in signature.parameters.values() if each.kind is inspect.Parameter.VAR_KEYWORD]
-    __init__.__signature__ = signature.replace(parameters=[*kinds, more, *rest])  # type: ignore[attr-defined]
+    __init__.__signature__ = _with_url(init)  # type: ignore[attr-defined]
     return __init__
 
 
