@@ -47,6 +47,8 @@ ACROSS = 3.5
 BEAT = 5.0
 """How often (seconds) a process gives a sign of life, where others can't reach its socket."""
 
+DAY = 86_400.0
+
 SINCE = 86_400.0
 """How old (seconds) an open intent may be to be worked on."""
 
@@ -162,6 +164,8 @@ class Member:
             failed = error
             if done is None:
                 log.warning("Not on record: %s", error)
+        except BaseException as error:  # a callback of the user's that means to leave, in a thread that is not theirs
+            failed = RuntimeError(repr(error))
         if done is not None:
             done(value, failed)
 
@@ -299,7 +303,7 @@ class Member:
                     self.answer(message.get("reply"), {"do": "runs", "id": message.get("id"), "runs": [], "end": True})
         except LedgerError as error:  # it is found when the record is read again
             log.warning("A cancel by another process can't be read now: %s", error)
-        except Exception:  # a signal of another version must not end the listening
+        except BaseException:  # a signal of another version, a callback that means to leave: the listening goes on
             log.exception("A signal from another process could not be understood.")
 
     def _wanted(self, hint: Message) -> None:
@@ -334,8 +338,13 @@ class Member:
         parked = self.ledger.parked(now=now) if self.holding() else []
         for each in list(self.holders):
             each.read_again(wanted, parked)
-        if not self.ledger.url.startswith("sqlite:") and self._beaten + 0.9 * BEAT <= now:
-            self._enter()
+        if not self.ledger.url.startswith("sqlite:"):
+            if self._beaten + 0.9 * BEAT <= now:
+                self._enter()
+        elif (self._beaten and self._beaten + DAY <= now) or not any(
+            each.owner == self.process.owner for each in self.ledger.processes()
+        ):
+            self._enter()  # it was forgotten, or the file is a new one
 
     # The end
 

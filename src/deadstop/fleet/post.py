@@ -77,7 +77,11 @@ class Post:
     def send(self, address: str, message: dict[str, Any]) -> Sent:
         """Send without waiting. Any thread."""
         try:
-            self._socket.sendto(json.dumps(message).encode(), getattr(socket, "MSG_DONTWAIT", 0), address)
+            # One for each: `receive` sets a timeout, for which Python would wait here, too; and what a stopped process
+            # does not read fills the buffer of the socket that it was sent from.
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as speaker:
+                speaker.setblocking(False)
+                speaker.sendto(json.dumps(message).encode(), address)
         except OSError as error:
             if error.errno in (errno.ECONNREFUSED, errno.ENOENT):
                 self._bury(address)
@@ -109,7 +113,7 @@ class Post:
                     return None
         try:
             message = json.loads(data)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return message if isinstance(message, dict) else None
 

@@ -161,10 +161,10 @@ class Wire:
             return {"do": "again"}
         try:
             message = json.loads(told.extra)
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
-        if not isinstance(message, dict) or message.get("from") == self._owner:
-            return None
+        if not isinstance(message, dict) or message.get("from") == self._owner or message.get("do") == "cancel":
+            return None  # a cancel is read in the record, whoever says what
         if told.relname.decode() != CANCELS:
             return message
         by = str(message.get("by"))

@@ -117,6 +117,12 @@ class Leases:
                 if lease is not None and lease.held:
                     lease.until = asked_at + LEASE
 
+    def disown(self) -> None:
+        """In a forked child: they are the parent's, and the lock may be held by a thread that is not here."""
+        for each in self._held.values():
+            each.until = 0.0
+        self._held, self._changed, self._renewing = {}, threading.Condition(), False
+
     def close(self) -> None:
         """Give all of them back."""
         with self._changed:

@@ -241,12 +241,20 @@ class Postgres:
         """In the child: the sessions, and the claims, are the parent's."""
         self.abandon(*self._idle)
         self._idle.clear()
+        self._claims.disown()
         self._fresh()
 
     @staticmethod
     def abandon(*connections: Connection) -> None:
-        """Keep a parent's connections as they are: a goodbye from the child would end the parent's session."""
+        """Let go of a parent's connections without a goodbye, which would end the parent's session; and without keeping
+        them open, or the server would not notice the parent's death."""
         _abandoned.extend(connections)
+        with suppress(OSError):
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            for each in connections:
+                with suppress(OSError, psycopg.Error):
+                    os.dup2(nowhere, each.fileno(), inheritable=False)
+            os.close(nowhere)
 
     def close(self) -> None:
         if not self._closed:

@@ -1,4 +1,4 @@
-"""What a client's runs put on record, and what they hear of other processes. Only for clients that use a ledger.
+"""What a client's runs put on record. Only for clients that use a ledger; what they hear of others: ``hearing.py``.
 
 Nothing here waits, and nothing uses the ledger but in the threads of ``fleet``: a cancel closes its fence and
 interrupts its calls first, in a signal handler, too, and is put on record after.
@@ -11,22 +11,20 @@ import math
 import time
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from deadstop.calls.completion import Completion
 from deadstop.calls.workers import Workers
-from deadstop.core.model import CancelReceipt, Cause, Intent, Outcome
-from deadstop.errors import CancelRefusedError, DeadstopError
+from deadstop.core.model import CancelReceipt, Cause, Intent
+from deadstop.errors import CancelRefusedError
 from deadstop.fleet.addresses import OVER_BUS
-from deadstop.fleet.member import Member, Message
-from deadstop.kinds import register as kinds
+from deadstop.fleet.member import Member
 from deadstop.ledger.facts import IntentRecord, Opening, Orphans, RemoteRun
-from deadstop.runs.chased import Chased, at_work, bound, late
-from deadstop.runs.elsewhere import Elsewhere
+from deadstop.runs.chased import Chased, bound, late
+from deadstop.runs.hearing import Hearing
 from deadstop.runs.keeping import Keeping
-from deadstop.runs.kept import Kept, Recording, asked_for, listed, monotonic, unix
+from deadstop.runs.kept import Kept, Recording, monotonic, unix
 from deadstop.runs.limits import Line
-from deadstop.runs.waiting import Terms
 
 if TYPE_CHECKING:
     from deadstop.runs.cancelling import Cancelling
@@ -39,7 +37,7 @@ __all__ = ["Keeper"]
 log = logging.getLogger("deadstop")
 
 
-class Keeper:
+class Keeper(Hearing):
     """Between the runs of one registry and the ledger."""
 
     def __init__(self, registry: Registry, member: Member) -> None:
@@ -92,12 +90,12 @@ class Keeper:
             self.member.exchange.listen(run.name)  # first: a cancel is on record, or it is heard
         if run.kept is None or not run.kept.named or run.kept.epoch or run.cancelled:
             return None
-        looked = Completion()
-
-        opening, ledger = self.opening(run), self.member.ledger
+        looked, ledger = Completion(), self.member.ledger
+        unknown = run.cancellers is None and run.kept.orphans is Orphans.LEAVE
 
         def take() -> Optional[IntentRecord]:
-            if run.cancellers is None and opening.orphans is Orphans.LEAVE:
+            opening = self.opening(run)  # here: a forked child is another process by now
+            if unknown:
                 return ledger.take_tombstone(opening)
             record = ledger.open_run(opening)  # others have to know who may cancel it, and what becomes of it
             self.kept(run).epoch = record.epoch
@@ -111,7 +109,8 @@ class Keeper:
                 self.strike(run, record.intent)
             looked.set()
 
-        self.member.read(take, found)
+        # In turn: the last run of that name may not be closed yet, and would be taken for this one.
+        (self.member.read if unknown else self.member.write)(take, found)
         return looked
 
     def changed(self, run: BaseRun, remote: Remote) -> None:
@@ -252,7 +251,7 @@ class Keeper:
         if recording is not None and not recording.kept and cancelling is not None:
             self._record(run, cancelling.intent, recording)  # the ledger was down: it may be there again
         try:
-            if kept.epoch and recording is not None and recording.kept:
+            if kept.epoch and recording is not None and recording.kept and not kept.part:
                 self.member.ledger.settle(told, kept.epoch, by=self.member.process.owner, now=time.time())
         finally:
             claim, kept.claim = kept.claim, None
@@ -291,109 +290,6 @@ class Keeper:
         if run.ended and run.receipt is not None:
             self.settled(run, run.receipt)
 
-    # What other processes want
-
-    def holding(self) -> bool:
-        return bool(self.registry._live)
-
-    def knows(self, name: str) -> bool:
-        """Whether a run of that name is, or was lately, held here."""
-        return name in self.registry._live or name in self.registry._ended
-
-    def held(self, name: str) -> Optional[BaseRun]:
-        """The run that other processes mean by that name, if it is held here."""
-        run = self.registry._live.get(name)
-        return run if run is not None and run.kept is not None and run.kept.named else None
-
-    def meant(self, name: str, epoch: int) -> Optional[BaseRun]:
-        """That life of the run, if it is or was held here: a scope may have been left just after its cancel was put on
-        record, and what it began goes on."""
-        registry = self.registry
-        seen = [registry._live.get(name), registry._ended.get(name)]
-        seen += [each.parent for each in list(registry._remotes.values())]  # the name may have been given once more
-        return next(
-            (run for run in seen if run is not None and run.kept is not None and run.kept.is_life(name, epoch)), None
-        )
-
-    def heard(self, message: Message) -> bool:
-        """A signal from another process. Whether it was for us."""
-        if message["do"] == "list":
-            self._list(message)
-            return False
-        name, epoch = str(message.get("run")), int(message.get("epoch", 0))
-        run = self.meant(name, epoch) if epoch else self.held(name)
-        if run is None or run.kept is None:
-            return False
-        left = message.get("left")
-        wanted = asked_for(run.name, message)
-        if not self.may(run, wanted):
-            self.member.answer(message.get("reply"), {"do": "refused", "id": message.get("id")})
-            return True
-        kept, until = run.kept, math.inf if left is None else time.monotonic() + float(left)
-
-        def strike() -> None:
-            kept.replies.append((str(message.get("reply")), str(message.get("id"))))
-            self.strike(run, wanted, until)
-            self.member.write(lambda: self._reply(kept))  # should it be settled already
-
-        # The answer first: what is struck may end the whole process at once.
-        self.member.answer(message.get("reply"), {"do": "have", "id": message.get("id")}, strike)
-        return True
-
-    def away(self, target: Any, asked: Terms, facts: dict[str, Any]) -> Union[BaseRun, Elsewhere, None]:
-        """Where a cancel goes that is not for this registry: to a run of another client of this process, or elsewhere.
-
-        None if it is for this one.
-        """
-        if not isinstance(target, str) or target in self.registry._live or not target.strip():
-            return None
-        for holder in list(self.member.holders):
-            found = holder.held(target) if isinstance(holder, Keeper) else None
-            if found is not None:
-                return found
-        if (self.member.private and self.member.exchange is None) or kinds.parse(target) is not None:
-            return None
-        ended = self.registry._ended.get(target)
-        if ended is not None and self.member.wire is not None and at_work(ended):
-            return None  # the record knows no other life of that name, so nobody else would take it up
-        return Elsewhere(self, target, asked, facts, park=ended is None and not self.member.private)
-
-    def may(self, run: BaseRun, wanted: Intent) -> bool:
-        """Whether the actor may cancel the run (I19). If not, that is put on record."""
-        if run.cancellers is None or wanted.cause is not Cause.USER or wanted.actor in run.cancellers:
-            return True
-        self.refused(run, replace(wanted, at=time.monotonic()))
-        return False
-
     def refused(self, run: BaseRun, wanted: Intent) -> None:
         """Somebody who may not cancel a run has tried to."""
         self.member.write(partial(self._record, run, wanted, None))
-
-    def _list(self, message: Message) -> None:
-        found = listed(self.registry.live())
-        for start in range(0, len(found), 50):
-            part = found[start : start + 50]
-            self.member.answer(message.get("reply"), {"do": "runs", "id": message.get("id"), "runs": part})
-
-    def catch_up(self) -> None:
-        """We were cut off from the ledger: see whether cancels of runs that are held here were settled by others."""
-        for run in self.registry.live():
-            if run.kept is not None and run.kept.epoch and not run.cancelled:
-                found = self.member.ledger.intent(run.kept.name, run.kept.epoch)
-                if found is not None:
-                    self.strike(run, found.intent)
-
-    def read_again(self, wanted: list[IntentRecord], parked: list[IntentRecord]) -> None:
-        """The open intents and the tombstones, as they stand: what was not heard is made good."""
-        for each in parked:
-            run = self.held(each.run)
-            if run is not None and not run.cancelled and self.may(run, each.intent):
-                self.strike(run, each.intent)
-        for each in wanted:
-            run = self.meant(each.run, each.epoch)
-            if run is not None and not run.cancelled and each.outcome is not Outcome.UNCONFIRMED:
-                self.strike(run, each.intent)
-        try:
-            self.pick_up(wanted)
-        except DeadstopError as error:
-            log.warning("What other processes left behind can't be looked after now: %s", error)

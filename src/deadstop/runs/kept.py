@@ -70,7 +70,7 @@ class Kept:
     """What the ledger has of one run. `named`: other processes may cancel it by its name."""
 
     __slots__ = ("born", "claim", "epoch", "listening", "name", "named", "numbers", "orphan_grace", "orphans",
-                 "over", "receipt", "recordings", "replies")  # fmt: skip
+                 "over", "part", "receipt", "recordings", "replies")  # fmt: skip
 
     def __init__(self, name: str, *, named: bool = False) -> None:
         self.name = name
@@ -81,6 +81,7 @@ class Kept:
         self.orphan_grace = 0.0
         self.born = False  # its remote run was given to be recorded
         self.over = False  # and its end
+        self.part = False  # of what its cancel is about: another server's share is another client's
         self.numbers: dict[int, int] = {}  # of attempts: ours, and those over all processes
         self.recordings: dict[str, Recording] = {}  # a dict, because its setdefault() is atomic
         self.replies: list[tuple[str, str]] = []  # whom to tell of the outcome

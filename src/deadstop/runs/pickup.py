@@ -63,8 +63,9 @@ class PickUp:
         for mine in list(self._working.values()):
             if not mine.held:
                 mine.lose()
-        open_still = {(each.run, each.epoch) for each in wanted}
-        self._tries = {key: tried for key, tried in self._tries.items() if key in open_still}
+        # Not by what is in `wanted`: a canceller that looks gives its own intent alone.
+        long_ago = time.monotonic() - AT_MOST
+        self._tries = {key: tried for key, tried in self._tries.items() if tried[1] > long_ago}
         for each in wanted:
             if len(self._working) < MOST:
                 self._consider(each)
@@ -77,27 +78,33 @@ class PickUp:
         run = next((each for each in self._ledger.runs(wanted.run, ended=True) if each.epoch == wanted.epoch), None)
         if run is None or (run.by is not None and self._keeper.member.alive(run.by.owner)):
             return  # its holder's to finish
-        targets = self._targets(wanted)
-        if any(each.base_url != self._base_url for each in targets):
+        # What lived on a connection has ended with it.
+        connected = {name for name, kind in kinds.kinds().items() if kind.connected}
+        targets = [each for each in self._targets(wanted) if each.kind not in connected]
+        mine = [each for each in targets if each.base_url == self._base_url]
+        others = [each for each in targets if each.base_url != self._base_url and not each.terminal]
+        if (targets and not mine) or (others and all(each.terminal for each in mine)):
             return  # another server's
         claim = self._ledger.claim(wanted.run)
         if claim is None:
             return
-        now = self._ledger.intent(wanted.run, wanted.epoch)
-        if now is None or not now.open or (now.outcome is not None and wanted.outcome is None):
-            claim.release()  # somebody was quicker
-            return
-        if self._under_way(now):
-            claim.release()
-            return
+        try:
+            now = self._ledger.intent(wanted.run, wanted.epoch)
+            quicker = now is None or not now.open or (now.outcome is not None and wanted.outcome is None)
+            if now is None or quicker or self._under_way(now):
+                claim.release()  # it is somebody else's
+                return
+        except BaseException:
+            claim.release()  # or it is kept, and renewed, for as long as this process lives
+            raise
         tries = self._tries.get(key, (0, 0.0))[0]
         self._tries[key] = (tries + 1, time.monotonic() + min(AGAIN * 2**tries, AT_MOST))
         log.info("Cancel of %r goes on here: its holder is gone.", wanted.run)
-        mine = self._working[key] = _Returned(self, key, claim)
+        taken = self._working[key] = _Returned(self, key, claim)
         try:
-            self._take_up(now, run, targets, mine)
+            self._take_up(now, run, mine, taken, part=bool(others))
         except BaseException:
-            mine.give_back()
+            taken.give_back()
             raise
 
     def _under_way(self, wanted: IntentRecord) -> bool:
@@ -115,7 +122,9 @@ class PickUp:
             found = [each for each in self._ledger.active_remotes() if each.ref == str(ref)]
         return found
 
-    def _take_up(self, wanted: IntentRecord, run: RunRecord, targets: list[RemoteRun], mine: _Returned) -> None:
+    def _take_up(
+        self, wanted: IntentRecord, run: RunRecord, targets: list[RemoteRun], mine: _Returned, part: bool
+    ) -> None:
         if not targets:
             self._settle_alone(wanted, run.by is None or self._keeper.member.ended(run.by.owner))
             mine.give_back()
@@ -124,6 +133,7 @@ class PickUp:
         def start() -> None:
             try:
                 mine.scope = self._scope(wanted, targets, mine)
+                self._keeper.kept(mine.scope).part = part
                 _Finish(mine, mine.scope, wanted.intent).begin()
             except BaseException:
                 mine.give_back()
@@ -173,8 +183,15 @@ class PickUp:
 
     def _orphans(self) -> None:
         now = time.time()
-        for each in self._ledger.orphans(silent=0.0, now=now):
-            if each.base_url != self._base_url or self._keeper.member.alive(each.owner):
+        found = [each for each in self._ledger.orphans(silent=0.0, now=now) if each.base_url == self._base_url]
+        if not found:
+            return
+        # The grace of one that is found dead only now counts from here: it is looked at again.
+        there = {each.owner for each in self._ledger.processes()}
+        for owner in {each.owner for each in found} & there:
+            self._keeper.member.alive(owner)
+        for each in found:
+            if each.owner in there:
                 continue
             intent = Intent(each.run, each.epoch, Cause.SHUTDOWN, "its owner died", at=now)
             try:

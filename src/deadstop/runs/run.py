@@ -189,8 +189,13 @@ class BaseRun:
         The first one in makes the cancellation, everybody else joins it. `dict.setdefault` decides who that is: it
         is atomic, and unlike a lock it can't be held by the thread that a signal handler runs on top of.
         """
-        cancelling = self.strike(intent)
-        cancelling.follow()
+        cancelling = self._close_fence(intent, None)
+        cancelling.interrupt()
+        try:
+            if self._callbacks or self.children:
+                self._call_back_all()
+        finally:  # also if a callback means to leave
+            cancelling.follow()
         return cancelling
 
     def strike(self, intent: Asked, asked: Any = None) -> Cancelling:

@@ -38,7 +38,7 @@ SELECT * FROM deadstop_cancels WHERE run = :run AND epoch = :epoch ORDER BY numb
 -- name: open_intents
 SELECT * FROM deadstop_intents
 WHERE parked_until IS NULL AND (outcome IS NULL OR outcome = 'unconfirmed') AND at >= :since
-ORDER BY at, run, epoch LIMIT :limit;
+ORDER BY CASE WHEN outcome IS NULL THEN 0 ELSE 1 END, at, run, epoch LIMIT :limit;
 
 -- name: cancels_of_open_intents
 SELECT c.* FROM deadstop_cancels AS c JOIN deadstop_intents AS i ON i.run = c.run AND i.epoch = c.epoch

@@ -1,0 +1,157 @@
+"""What a client's runs hear of other processes: the half of the keeper that answers for the runs that are held here."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union, cast
+
+from deadstop.core.model import Cause, Intent, Outcome
+from deadstop.errors import DeadstopError
+from deadstop.fleet.member import Member, Message
+from deadstop.kinds import register as kinds
+from deadstop.ledger.facts import IntentRecord
+from deadstop.runs.chased import at_work
+from deadstop.runs.elsewhere import Elsewhere
+from deadstop.runs.kept import Kept, asked_for, listed
+from deadstop.runs.waiting import Terms
+
+if TYPE_CHECKING:
+    from deadstop.core.model import CancelReceipt
+    from deadstop.runs.keeper import Keeper
+    from deadstop.runs.registry import Registry
+    from deadstop.runs.run import BaseRun
+
+__all__ = ["Hearing"]
+
+log = logging.getLogger("deadstop")
+
+
+class Hearing(ABC):
+    """Nothing here waits, but what a `Holder` may use the ledger for."""
+
+    registry: Registry
+    member: Member
+    pick_up: Callable[[list[IntentRecord]], None]
+
+    @abstractmethod
+    def strike(self, run: BaseRun, wanted: Intent, deadline: float = math.inf) -> None:
+        """Cancel a run as somebody elsewhere wants it. Never blocks."""
+
+    @abstractmethod
+    def refused(self, run: BaseRun, wanted: Intent) -> None:
+        """Somebody who may not cancel a run has tried to."""
+
+    @abstractmethod
+    def settled(self, run: BaseRun, receipt: CancelReceipt) -> None:
+        """A cancel has an outcome."""
+
+    @abstractmethod
+    def _reply(self, kept: Kept) -> None:
+        """Tell whoever asked, if there is an outcome."""
+
+    def holding(self) -> bool:
+        return bool(self.registry._live)
+
+    def knows(self, name: str) -> bool:
+        """Whether a run of that name is, or was lately, held here."""
+        return name in self.registry._live or name in self.registry._ended
+
+    def held(self, name: str) -> Optional[BaseRun]:
+        """The run that other processes mean by that name, if it is held here."""
+        run = self.registry._live.get(name)
+        return run if run is not None and run.kept is not None and run.kept.named else None
+
+    def meant(self, name: str, epoch: int) -> Optional[BaseRun]:
+        """That life of the run, if it is or was held here: a scope may have been left just after its cancel was put on
+        record, and what it began goes on."""
+        registry = self.registry
+        seen = [registry._live.get(name), registry._ended.get(name)]
+        seen += [each.parent for each in list(registry._remotes.values())]  # the name may have been given once more
+        return next(
+            (run for run in seen if run is not None and run.kept is not None and run.kept.is_life(name, epoch)), None
+        )
+
+    def heard(self, message: Message) -> bool:
+        """A signal from another process. Whether it was for us."""
+        if message["do"] == "list":
+            self._list(message)
+            return False
+        name, epoch = str(message.get("run")), int(message.get("epoch", 0))
+        run = self.meant(name, epoch) if epoch else self.held(name)
+        if run is None or run.kept is None:
+            return False
+        left = message.get("left")
+        wanted = asked_for(run.name, message)
+        if not self.may(run, wanted):
+            self.member.answer(message.get("reply"), {"do": "refused", "id": message.get("id")})
+            return True
+        kept, until = run.kept, math.inf if left is None else time.monotonic() + float(left)
+
+        def strike() -> None:
+            kept.replies.append((str(message.get("reply")), str(message.get("id"))))
+            self.strike(run, wanted, until)
+            self.member.write(lambda: self._reply(kept))  # should it be settled already
+
+        # The answer first: what is struck may end the whole process at once.
+        self.member.answer(message.get("reply"), {"do": "have", "id": message.get("id")}, strike)
+        return True
+
+    def away(self, target: Any, asked: Terms, facts: dict[str, Any]) -> Union[BaseRun, Elsewhere, None]:
+        """Where a cancel goes that is not for this registry: to a run of another client of this process, or elsewhere.
+
+        None if it is for this one.
+        """
+        if not isinstance(target, str) or target in self.registry._live or not target.strip():
+            return None
+        for holder in list(self.member.holders):
+            found = holder.held(target) if isinstance(holder, Hearing) else None
+            if found is not None:
+                return found
+        if (self.member.private and self.member.exchange is None) or kinds.parse(target) is not None:
+            return None
+        ended = self.registry._ended.get(target)
+        if ended is not None and self.member.wire is not None and at_work(ended):
+            return None  # the record knows no other life of that name, so nobody else would take it up
+        return Elsewhere(cast("Keeper", self), target, asked, facts, park=ended is None and not self.member.private)
+
+    def may(self, run: BaseRun, wanted: Intent) -> bool:
+        """Whether the actor may cancel the run (I19). If not, that is put on record."""
+        if run.cancellers is None or wanted.cause is not Cause.USER or wanted.actor in run.cancellers:
+            return True
+        self.refused(run, replace(wanted, at=time.monotonic()))
+        return False
+
+    def _list(self, message: Message) -> None:
+        found = listed(self.registry.live())
+        for start in range(0, len(found), 50):
+            part = found[start : start + 50]
+            self.member.answer(message.get("reply"), {"do": "runs", "id": message.get("id"), "runs": part})
+
+    def catch_up(self) -> None:
+        """We were cut off from the ledger: see whether cancels of runs that are held here were settled by others."""
+        for run in self.registry.live():
+            if run.kept is not None and run.kept.epoch and not run.cancelled:
+                found = self.member.ledger.intent(run.kept.name, run.kept.epoch)
+                if found is not None:
+                    self.strike(run, found.intent)
+
+    def read_again(self, wanted: list[IntentRecord], parked: list[IntentRecord]) -> None:
+        """The open intents and the tombstones, as they stand: what was not heard is made good."""
+        for each in parked:
+            run = self.held(each.run)
+            if run is not None and not run.cancelled and self.may(run, each.intent):
+                self.strike(run, each.intent)
+        for each in wanted:
+            run = self.meant(each.run, each.epoch)
+            if run is not None and not run.cancelled and each.outcome is not Outcome.UNCONFIRMED:
+                self.strike(run, each.intent)
+            elif run is not None and run.receipt is not None and run.receipt.outcome is not (each.outcome or 0):
+                self.settled(run, run.receipt)  # the ledger was down when there was an outcome
+        try:
+            self.pick_up(wanted)
+        except DeadstopError as error:
+            log.warning("What other processes left behind can't be looked after now: %s", error)
