@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import inspect
 import importlib
+import inspect
 import socket
 import subprocess
 import sys

@@ -215,8 +215,8 @@ class _Body:
                     if call.drain is not None:
                         call.drain.fail()
                     self._close()
-                    if call.cancelled and isinstance(error, Exception):
-                        raise Interruption(call) from None
+                    if call.cancelled and isinstance(error, (Interruption, Exception)):
+                        raise call.ending() from None
                     raise
                 call.phase = Phase.BETWEEN_EVENTS
             if chunk is None:

@@ -227,6 +227,10 @@ class Call:
         self.close_idle()
         return self.run.error(self)
 
+    def ending(self) -> BaseException:
+        """What ends the reading of this cancelled call: its error where its caller reads the HTTP response itself."""
+        return self.run.error(self) if self.shown else Interruption(self)
+
     @property
     def held(self) -> bool:
         """Whether a cancel leaves the call at its work for now: its answer is still to tell something.

@@ -228,7 +228,8 @@ class _Body:
     # about generators that are left so.
 
     def __aiter__(self) -> _Body:
-        self._chunks = self._inner.__aiter__()
+        if self._chunks is None:  # asked again (the SDK drains what follows [DONE]), it goes on where it was
+            self._chunks = self._inner.__aiter__()
         return self
 
     async def __anext__(self) -> bytes:
@@ -252,8 +253,8 @@ class _Body:
             with anyio.CancelScope(shield=True):
                 await self.aclose()
             await _reclaim(self._pools, call)
-            if call.cancelled and isinstance(error, Exception):
-                raise Interruption(call) from None
+            if call.cancelled and isinstance(error, (Interruption, Exception)):
+                raise call.ending() from None
             raise
         finally:
             self._busy = False

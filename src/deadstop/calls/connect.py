@@ -99,7 +99,10 @@ def _resolve(call: Call, host: str, port: int) -> list[_Address]:
     call.waker = done.set
     try:
         call.check()
-        threading.Thread(target=look_up, name=f"deadstop lookup of {host}", daemon=True).start()
+        try:
+            threading.Thread(target=look_up, name=f"deadstop lookup of {host}", daemon=True).start()
+        except RuntimeError:  # no thread to be had (a limit, the interpreter's end): as the plain client does it
+            look_up()
         done.wait()
     finally:
         call.waker = None

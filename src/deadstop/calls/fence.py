@@ -301,6 +301,7 @@ def fence_helper(helper: Any) -> None:
     inner = getattr(helper, "_iterator", None)
     if call is None or inner is None or isinstance(inner, (Fenced, FencedAsync)):
         return
+    call.shown = False  # the helper takes the response out only to close it
     helper._iterator = fenced(call, inner)
 
 

@@ -61,7 +61,10 @@ class _Stream(Owned):
             return
         if self._owner is not call:
             self.take(call)
-        call.sending(False)
+        if self.greets_proxy(call, buffer):
+            call.check()
+        else:
+            call.sending(False)
         try:
             await self._inner.write(buffer, timeout)
         except Exception:

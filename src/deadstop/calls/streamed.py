@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
 import time
 from collections.abc import Awaitable, Generator
 from dataclasses import dataclass
@@ -30,6 +31,10 @@ LINGER = 0.1
 """How long (seconds) to wait for the end of the body after the last event, so that the connection can be reused."""
 
 _REFUSALS = frozenset({400, 404, 405, 406, 415, 422, 501})
+
+_EVENTS = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:data|event|id|retry)?\s?:")
+
+_NAMES_STREAM = re.compile(rb"(?<!up)(?<!down)stream", re.IGNORECASE)  # a gateway's "upstream" is no refusal
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,8 @@ async def _pump_concurrent(
 def _plan(call: Call, request: Any) -> Optional[Plan]:
     if not call.streamed_inside:
         return None
+    if isinstance(request.stream, _package(request).ByteStream):
+        request.read()  # a redirected request has its body as such a stream only
     body = getattr(request, "_content", None)
     if not isinstance(body, bytes):  # a body that can be sent only once
         return None
@@ -206,17 +213,27 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
             response = yield _Send(_with_body(request, one.body))
             if response.status_code in _REFUSALS:
                 text = yield from _read_all(response)
-                if b"stream" in text.lower():
+                if _NAMES_STREAM.search(text):
                     continue
                 return _answer(response, text)
             if index and one is bare and response.status_code < 400:
                 call.memory[(key, "stream_options")] = False
-            if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                if response.status_code < 400:
+            begun: list[bytes] = []
+            if not response.headers.get("content-type", "").lower().startswith("text/event-stream"):
+                if response.status_code >= 400 or 300 <= response.status_code < 400:
+                    return response
+                # Some servers stream under another type, or none: what comes says what it is.
+                while not b"".join(begun).strip():
+                    chunk = yield _Read(response)
+                    if chunk is None:
+                        break
+                    begun.append(chunk)
+                if not _EVENTS.match(b"".join(begun)):
                     call.streamed = Streamed.REFUSED
                     call.memory[(key, "stream")] = False
-                return response
-            return (yield from _assemble(call, response, one))
+                    call.answer_within = call.read_deadline = None
+                    return _answer(response, b"".join(begun) + (yield from _read_all(response)))
+            return (yield from _assemble(call, response, one, begun))
     except Overdue:
         raise _package(request).ReadTimeout("timed out", request=request) from None
     finally:
@@ -224,12 +241,12 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
     raise AssertionError("the last try always returns")
 
 
-def _assemble(call: Call, response: Any, planned: Plan) -> _Flow:
+def _assemble(call: Call, response: Any, planned: Plan, begun: list[bytes]) -> _Flow:
     assembler = planned.assembler()
     complete = False
     try:
         while not complete:
-            chunk = yield _Read(response)
+            chunk = begun.pop(0) if begun else (yield _Read(response))
             if chunk is None:
                 break
             complete = assembler.feed(chunk)
@@ -250,7 +267,43 @@ def _assemble(call: Call, response: Any, planned: Plan) -> _Flow:
         assembled = assembler.finish()
     except Truncated as error:
         raise _package(response).RemoteProtocolError(str(error)) from error
-    return _answer(response, assembled.body, status=assembled.status, content_type="application/json")
+    answer = _answer(response, assembled.body, status=assembled.status, content_type="application/json")
+    answer.stream = _kept(call, answer.stream)
+    return answer
+
+
+_kept_streams: dict[type, type] = {}
+
+
+def _kept(call: Call, stream: Any) -> Any:
+    """The bytes of an answer that was put together. Its call is over when they were read, or closed by a cancel (I4).
+
+    `with_streaming_response` hands the answer out unread: if its call were over, it could be read after the cancel.
+    """
+    cls = type(stream)
+    kept = _kept_streams.get(cls)
+    if kept is None:
+        kept = _kept_streams[cls] = type("KeptStream", (_Kept, cls), {})
+    stream.__class__, stream.call = kept, call
+    call.body_closed, call.closer = False, stream.close_idle
+    return stream
+
+
+class _Kept:
+    call: Call
+
+    def close(self) -> None:
+        call = self.call
+        call.body_closed, call.closer = True, None
+        if call.handed_over:
+            call.leave()
+
+    async def aclose(self) -> None:
+        self.close()
+
+    def close_idle(self) -> bool:
+        self.close()
+        return True
 
 
 def _read_all(response: Any) -> Generator[Any, Any, bytes]:

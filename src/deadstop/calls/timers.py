@@ -63,8 +63,8 @@ def at(due: float, work: Callable[[], None]) -> Timer:
             if _heap[0] is timer:  # or the thread wakes up in time anyway
                 _lock.notify()
         else:
-            _running = True
             threading.Thread(target=_run, name="deadstop deadlines", daemon=True).start()
+            _running = True  # not before: there may be no thread to be had, and the next deadline asks again
     return timer
 
 

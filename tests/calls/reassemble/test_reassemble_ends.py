@@ -186,3 +186,9 @@ def test_bottomless_nesting_is_truncated() -> None:
             assert ended(event, DONE).status == 200
         except Truncated:
             assert depth > 400
+
+
+def test_a_named_event_that_is_no_json_is_passed_over() -> None:
+    """`event: ping` with the time of day (DeepInfra, several gateways) is no part of the completion."""
+    whole = data({"choices": [{"index": 0, "delta": {"content": "x"}, "finish_reason": "stop"}]})
+    assert ended(b"event: ping\ndata: 2026-01-01 00:00:00\n\n", whole, DONE).status == 200

@@ -154,3 +154,10 @@ def test_unknown_fields_of_a_call_are_kept() -> None:
     """Gemini's thought signature must come back with the call, or its next turn is refused."""
     extra = {"extra_content": {"google": {"thought_signature": "sig"}}}
     assert calls([{"index": 0, **call("f", "{}", "c1"), **extra}]) == [{**call("f", "{}", "c1"), **extra}]
+
+
+def test_an_id_that_changes_before_the_arguments_is_noise() -> None:
+    """Poolside and others open a call under one id and go on under another; what names nothing opens nothing."""
+    pieces = enumerate(('{"a', '":1}', ""))
+    rest = [[{"index": 0, "id": f"x{i}", "function": {"arguments": each}}] for i, each in pieces]
+    assert calls([{"index": 0, **call("f", "", "c1")}], *rest) == [call("f", '{"a":1}', "c1")]

@@ -49,6 +49,8 @@ class ChatAssembler(Assembler):
         try:
             chunk = json.loads(text)
         except (ValueError, RecursionError):
+            if name not in (b"", b"message", b"error"):
+                return False  # a gateway's own event (`event: ping` with the time of day) is no part of the answer
             return self._fail(text) if name == b"error" else self._break()
         if not isinstance(chunk, dict):
             return False

@@ -68,7 +68,9 @@ class ToolCalls:
 def _is_another(call: Node, call_id: Any, name: Any, text: Any, numbered: bool) -> bool:
     known_id, known_name = call.get("id"), _name(call)
     if call_id and known_id:
-        return bool(call_id != known_id) and (not _has_arguments(call) or _is_whole(call))
+        # One that is numbered and names nothing goes on with its call: some servers make up an id for each fragment.
+        opens = bool(name) or not numbered
+        return opens and bool(call_id != known_id) and (not _has_arguments(call) or _is_whole(call))
     if not name or not known_name:
         return False
     if name != known_name and not numbered:

@@ -1,0 +1,333 @@
+"""What servers, proxies and the SDK do that the fake server does not: over plain sockets."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any, Callable
+
+import openai
+import pytest
+
+import deadstop
+from deadstop.calls import timers
+
+CHAT: Any = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+HAS_RESPONSES = importlib.util.find_spec("openai.resources.responses") is not None
+USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
+WHOLE = {
+    "id": "c1", "object": "chat.completion", "created": 1, "model": "m", "usage": USAGE,
+    "choices": [{"index": 0, "message": {"role": "assistant", "content": "Hello"}, "finish_reason": "stop"}],
+}  # fmt: skip
+
+
+def _event(delta: Any, finish: Any = None, **more: Any) -> bytes:
+    choices = [{"index": 0, "delta": delta, "finish_reason": finish}]
+    event = {**WHOLE, "object": "chat.completion.chunk", "choices": choices, "usage": None, **more}
+    return b"data: " + json.dumps(event).encode() + b"\n\n"
+
+
+EVENTS = [
+    _event({"role": "assistant", "content": "Hel"}),
+    _event({"content": "lo"}),
+    _event({}, "stop"),
+    _event({}, choices=[], usage=USAGE),
+    b"data: [DONE]\n\n",
+]
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+def answer(data: Any, status: str = "200 OK", more: str = "") -> bytes:
+    body = json.dumps(data).encode()
+    head = f"HTTP/1.1 {status}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{more}\r\n"
+    return head.encode() + body
+
+
+def streamed(kind: Any = "text/event-stream") -> bytes:
+    said = "" if kind is None else f"Content-Type: {kind}\r\n"
+    return f"HTTP/1.1 200 OK\r\n{said}Transfer-Encoding: chunked\r\n\r\n".encode()
+
+
+class Server:
+    """`talk(server, connection, head, body)` answers each request."""
+
+    def __init__(self, talk: Callable[..., Any]) -> None:
+        self.talk = talk
+        self.heads: list[bytes] = []
+        self.bodies: list[bytes] = []
+        self.connections = 0
+        self.go_on = threading.Event()
+        self.asked = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}/v1"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.connections += 1
+                threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection, contextlib.suppress(OSError):
+            buffer = b""
+            while True:
+                while b"\r\n\r\n" not in buffer:
+                    data = connection.recv(65536)
+                    if not data:
+                        return
+                    buffer += data
+                head, _, buffer = buffer.partition(b"\r\n\r\n")
+                lengths = [line for line in head.split(b"\r\n") if line.lower().startswith(b"content-length:")]
+                length = int(lengths[0].split(b":")[1]) if lengths else 0
+                while len(buffer) < length:
+                    buffer += connection.recv(65536)
+                body, buffer = buffer[:length], buffer[length:]
+                self.heads.append(head)
+                self.bodies.append(body)
+                self.asked.set()
+                self.talk(self, connection, head, body)
+
+    def close(self) -> None:
+        self.go_on.set()
+        self._listener.close()
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[..., Server]]:
+    servers: list[Server] = []
+
+    def start(talk: Callable[..., Any]) -> Server:
+        servers.append(Server(talk))
+        return servers[-1]
+
+    yield start
+    while _clients:
+        _clients.pop().close()
+    for each in servers:
+        each.close()
+
+
+def stream_all(server: Server, connection: socket.socket, head: bytes, body: bytes) -> None:
+    if not json.loads(body).get("stream"):
+        connection.sendall(answer(WHOLE))
+        return
+    connection.sendall(streamed() + b"".join(chunk(each) for each in EVENTS) + b"0\r\n\r\n")
+
+
+_clients: list[Any] = []
+
+
+def client_of(server: Any) -> Any:
+    """A client for a server, or for the one at a URL; closed after the test."""
+    url = server if isinstance(server, str) else server.url
+    _clients.append(deadstop.OpenAI(api_key="k", base_url=url, max_retries=0))
+    return _clients[-1]
+
+
+@pytest.mark.parametrize(
+    "kind", ["text/plain", "application/json", "application/x-ndjson", "text/html", None, "Text/Event-Stream"]
+)
+def test_a_stream_under_another_type_is_a_stream(serve: Any, kind: Any) -> None:
+    """Foundry streams as JSON, LitServe as ndjson, RamaLama as plain text, gateways as nothing: the SDK reads them."""
+
+    def talk(server: Server, connection: socket.socket, head: bytes, body: bytes) -> None:
+        connection.sendall(streamed(kind) + b"".join(chunk(each) for each in EVENTS) + b"0\r\n\r\n")
+
+    server = serve(talk)
+    client = client_of(server)
+    for _ in range(2):
+        with client.runs.open():
+            assert client.chat.completions.create(**CHAT).choices[0].message.content == "Hello"
+    assert [json.loads(body)["stream"] for body in server.bodies] == [True, True]
+
+
+def test_a_gateway_that_says_upstream_does_not_refuse_the_stream(serve: Any) -> None:
+    """The user's own error is passed on after a single request, and is no reason to ask plainly from then on."""
+    error = {"error": {"message": "Provider returned error: upstream rejected the prompt", "code": 400}}
+    server = serve(lambda server, connection, head, body: connection.sendall(answer(error, "400 Bad Request")))
+    client = client_of(server)
+    with client.runs.open(), pytest.raises(openai.BadRequestError):
+        client.chat.completions.create(**CHAT)
+    assert len(server.bodies) == 1
+
+
+def test_a_redirected_call_is_streamed_inside(serve: Any) -> None:
+    """A 307 is no refusal, and the request that follows it is streamed as well."""
+
+    def talk(server: Server, connection: socket.socket, head: bytes, body: bytes) -> None:
+        if b" /v1/" in head:
+            connection.sendall(answer({}, "307 Temporary Redirect", "Location: /v2/chat/completions\r\n"))
+        else:
+            stream_all(server, connection, head, body)
+
+    server = serve(talk)
+    client = client_of(server)
+    if not client._client.follow_redirects:
+        pytest.skip("this SDK follows no redirects")
+    for _ in range(2):
+        with client.runs.open():
+            assert client.chat.completions.create(**CHAT).choices[0].message.content == "Hello"
+    assert all(json.loads(body).get("stream") for body in server.bodies)
+
+
+def test_an_async_stream_s_connection_serves_the_next_call(serve: Any) -> None:
+    """The SDK drains what follows [DONE]; where that comes late, the connection is kept all the same, as without us."""
+    pytest.importorskip("openai._streaming_cleanup")
+
+    def talk(server: Server, connection: socket.socket, head: bytes, body: bytes) -> None:
+        connection.sendall(streamed() + b"".join(chunk(each) for each in EVENTS))
+        threading.Event().wait(0.03)  # the end of the body comes by itself, well within what the SDK waits
+        connection.sendall(b"0\r\n\r\n")
+
+    server = serve(talk)
+
+    async def main() -> None:
+        async with deadstop.AsyncOpenAI(api_key="k", base_url=server.url, max_retries=0) as client:
+            for _ in range(3):
+                stream = await client.chat.completions.create(stream=True, **CHAT)
+                assert len([each async for each in stream]) == 4
+
+    asyncio.run(main())
+    assert server.connections == 1
+
+
+def test_nothing_of_an_answer_put_together_passes_after_the_cancel(serve: Any) -> None:
+    """`with_streaming_response` hands out an answer that is still to be read: the fence is before it (I4)."""
+    client = client_of(serve(stream_all))
+    if not hasattr(client.chat.completions, "with_streaming_response"):
+        pytest.skip("this SDK has no such responses")
+    with client.runs.open() as run, client.chat.completions.with_streaming_response.create(**CHAT) as response:
+        run.cancel()
+        with pytest.raises(deadstop.RunCancelledError):
+            response.parse()
+    assert not run.calls
+
+
+def test_whoever_reads_the_response_of_a_stream_gets_our_error(serve: Any) -> None:
+    """No `Interruption` reaches the user, also where the HTTP response was taken out of the stream."""
+
+    def talk(server: Server, connection: socket.socket, head: bytes, body: bytes) -> None:
+        connection.sendall(streamed() + chunk(EVENTS[0]))
+        server.go_on.wait(20)
+
+    client = client_of(serve(talk))
+    response = client.chat.completions.create(stream=True, **CHAT).response
+    pieces = response.iter_bytes()
+    next(pieces)
+    client.runs.list()[0].cancel()
+    with pytest.raises(deadstop.RunCancelledError):
+        next(pieces)
+
+
+def test_the_stream_of_a_helper_is_drained(serve: Any) -> None:
+    """A helper takes the response out of its stream only to close it."""
+
+    def talk(server: Server, connection: socket.socket, head: bytes, body: bytes) -> None:
+        connection.sendall(streamed() + chunk(EVENTS[0]))
+        server.go_on.wait(20)
+        connection.sendall(b"".join(chunk(each) for each in EVENTS[1:]) + b"0\r\n\r\n")
+
+    server = serve(talk)
+    client = client_of(server)
+    if not hasattr(client.chat.completions, "stream"):
+        pytest.skip("this SDK has no helper there")
+    with client.runs.open(policy=deadstop.CancelPolicy(drain=5.0)) as run, client.chat.completions.stream(**CHAT) as s:
+        next(s)
+        run.on_cancel(lambda _: server.go_on.set())
+        assert run.cancel().usage == USAGE
+
+
+@pytest.mark.skipif(not HAS_RESPONSES, reason="this SDK has no responses")
+@pytest.mark.parametrize("is_async", [False, True])
+def test_a_cancel_while_a_proxy_is_asked_for_a_tunnel(serve: Any, monkeypatch: Any, is_async: bool) -> None:
+    """CONNECT is for the proxy: nothing of the request has left, so nothing is submitted any more (I12, I13)."""
+    proxy = serve(lambda server, connection, head, body: server.go_on.wait(20))
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
+    more: Any = {"api_key": "k", "base_url": "https://example.invalid/v1", "max_retries": 0}
+    job: Any = {"model": "m", "input": "x", "background": True}
+
+    async def in_task() -> Any:
+        async with deadstop.AsyncOpenAI(**more) as client, client.runs.open() as run:
+            task = asyncio.create_task(client.responses.create(**job))
+            await asyncio.to_thread(proxy.asked.wait, 20)
+            receipt = await run.cancel(timeout=5)
+            with pytest.raises(deadstop.RunCancelledError):
+                await task
+            return receipt
+
+    if is_async:
+        receipt = asyncio.run(in_task())
+    else:
+        client = client_of(more["base_url"])
+        errors: list[BaseException] = []
+
+        def create() -> None:
+            try:
+                client.responses.create(**job)
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=create)
+        thread.start()
+        assert proxy.asked.wait(20)
+        receipt = client.runs.list()[0].cancel(timeout=5)
+        thread.join(20)
+        assert isinstance(errors[0], deadstop.RunCancelledError)
+    assert receipt.ok
+    assert receipt.elapsed < 1
+    assert len(proxy.heads) == 1
+
+
+@pytest.mark.skipif(not HAS_RESPONSES, reason="this SDK has no responses")
+def test_a_proxy_that_refuses_the_tunnel_leaves_no_orphan(serve: Any, monkeypatch: Any) -> None:
+    """What never left the proxy made no run that anybody has to look for."""
+    proxy = serve(lambda server, connection, head, body: connection.sendall(answer({}, "502 Bad Gateway")))
+    monkeypatch.setenv("HTTPS_PROXY", f"http://127.0.0.1:{proxy.port}")
+    client = client_of("https://example.invalid/v1")
+    with client.runs.open() as run:
+        with pytest.raises(Exception, match="Connection error"):
+            client.responses.create(model="m", input="x", background=True)
+        assert [child.remote.orphan for child in run.children.values() if child.remote is not None] == [None]
+
+
+def test_a_call_needs_no_thread_of_its_own(serve: Any, monkeypatch: Any) -> None:
+    """Where no thread is to be had (a limit, CPython 3.12.0 to 3.12.2 at its end), a name is looked up here."""
+    server = serve(stream_all)
+    client = client_of(server.url.replace("127.0.0.1", "localhost"))
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name.startswith("deadstop"):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    assert client.chat.completions.create(**CHAT).choices[0].message.content == "Hello"
+
+
+def test_deadlines_hold_after_a_thread_could_not_be_started(monkeypatch: Any) -> None:
+    """One failure is no end of all deadlines of the process."""
+    rung = threading.Event()
+    with monkeypatch.context() as patch:
+        patch.setattr(timers, "_running", False)
+
+        def refuse(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        patch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError):
+            timers.at(0.0, lambda: None)
+        assert not timers._running
+    timers.at(0.0, rung.set)
+    assert rung.wait(20)
