@@ -12,7 +12,7 @@ import pytest
 from simulated import FAULTS, VirtualClock, Wire, server_run
 
 from deadstop.core.diagnosis import diagnose
-from deadstop.core.machine import Replied
+from deadstop.core.machine import CancelRequested, Replied
 from deadstop.core.model import Cause, Evidence, Intent, Level, Outcome, RunStatus
 from deadstop.core.policy import CancelPolicy
 from deadstop.kinds import register as kinds
@@ -70,7 +70,7 @@ def play(seed: int, faults: Sequence[str] = FAULTS, *, calm: bool = False) -> di
             at=at,
             request_id="one" if again else f"id {number}",
         )
-        clock.at(at, partial(chase.join, later))
+        clock.at(at, partial(chase.feed, CancelRequested(at=at, intent=later)))
         if not again:
             clock.at(at + bound, chase.deadline_passed)
             deadlines.append(at + bound)

@@ -254,7 +254,7 @@ class _Body:
 
     def _hear(self) -> None:
         """Read on for the tracker, unseen, if nobody is reading. Never blocks."""
-        if not self._call.gate.locked():
+        if not self._call.gate.locked() and not self._closed:  # not the one of an earlier attempt
             in_thread(self._read_on)
 
     def _read_on(self) -> None:

@@ -311,6 +311,8 @@ class Call:
         self.sent = self.sent or opaque  # nobody tells us when an opaque transport sends
         self.completed = False
         self.read_deadline = None
+        if self.tracker is not None:
+            self.tracker.begin()
 
     def sending(self, multiplexed: bool) -> None:
         """Bytes of the request are about to leave. Raises `Interruption` when they must not."""
@@ -347,7 +349,7 @@ class Call:
     def failed(self, error: BaseException) -> None:
         """The exchange ended with `error`."""
         if self.tracker is not None:
-            self.tracker.failed(self)
+            self.tracker.failed()
         if isinstance(error, Exception):
             self.note(error=f"{type(error).__name__}: {error}", ended=time.monotonic())
 

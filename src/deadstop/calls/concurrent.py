@@ -290,7 +290,7 @@ class _Body:
 
     def _hear(self) -> None:
         """Read on for the tracker, unseen, if nobody is reading. Never blocks."""
-        if not self._busy:
+        if not self._busy and not self._closed:  # not the one of an earlier attempt
             self._loop.spawn(self._read_on)
 
     async def _read_on(self) -> None:

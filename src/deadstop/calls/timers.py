@@ -18,6 +18,8 @@ _lock = threading.Condition()
 _heap: list[Timer] = []
 _running = False
 _order = itertools.count()
+_stopped = 0  # of those in the heap, about
+_SPARSE = 100
 
 
 class Timer:
@@ -35,9 +37,16 @@ class Timer:
 
     def stop(self) -> None:
         """The work is not wanted any more."""
+        global _stopped
         with _lock:
-            self._work = None
+            if self._work is not None:
+                self._work = None
+                _stopped += 1
             _drop_stopped()
+            if _stopped > _SPARSE and _stopped > len(_heap) / 2:
+                _heap[:] = [each for each in _heap if each._work is not None]
+                heapq.heapify(_heap)
+                _stopped = 0
             if not _heap:
                 _lock.notify()  # the thread has nothing left to wait for, and ends
 

@@ -95,6 +95,11 @@ class Tracker:
 
     # What the transport tells
 
+    def begin(self) -> None:
+        """Another attempt begins."""
+        if self._outstanding:  # the answer to the one before broke off
+            self.failed()
+
     def sending(self) -> None:
         """An attempt is about to leave."""
         if self.sent_at is None:
@@ -102,17 +107,18 @@ class Tracker:
         self._asked_at = time.monotonic()
         self._outstanding = True
 
-    def failed(self, call: Call) -> None:
+    def failed(self) -> None:
         """An attempt ended without an answer."""
-        if self.passing.creates and self._outstanding:
+        if self.passing.creates and self._outstanding and self.learned is None:
             self.suspects += 1
         self._outstanding = False
 
     def headers(self, response: Any) -> None:
         """An answer begins."""
-        self.heard = True
         self._begin()
         if response.status_code >= 400:
+            if self.passing.creates and (response.status_code == 408 or response.status_code >= 500):
+                self.suspects += 1  # whoever answered gave up, and whoever is behind it may not have
             self._outstanding = False
             self._size = LARGEST + 1  # an error is no run
             return
@@ -123,9 +129,11 @@ class Tracker:
 
     def feed(self, chunk: Optional[bytes]) -> None:
         """Bytes of the answer have come; None: that was all."""
+        self.heard = True
         if chunk is None:
             self._outstanding = False
         if self._size > LARGEST:
+            self._chunks = []
             return
         try:
             if self._events is not None:
@@ -136,6 +144,7 @@ class Tracker:
                     self._see_event(data)
             elif chunk is None:
                 self._see(json.loads(self._decoded(b"".join(self._chunks))), Evidence.STATUS)
+                self._begin()  # a run that lives on is not to hold it
             else:
                 self._size += len(chunk)
                 self._chunks.append(chunk)
@@ -151,7 +160,9 @@ class Tracker:
             dump = (
                 getattr(result, "to_dict", None) or getattr(result, "model_dump", None) or getattr(result, "dict", None)
             )
-            if callable(dump):
+            if isinstance(result, dict):
+                self._see(result, Evidence.STATUS)
+            elif callable(dump):
                 self._see(dump(), Evidence.STATUS)
 
     def _see_event(self, data: bytes) -> None:

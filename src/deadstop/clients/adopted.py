@@ -82,21 +82,27 @@ class Adopted:
         """The way to `client`'s server for cancels and status reads."""
         if self._channel is None:
             self._channel = self._connect(client)
+            self.registry.channels.add(self._channel)
         if hasattr(self._channel, "at_home"):
             self._channel.at_home()
         return self._channel
 
-    def close(self) -> None:
+    def close(self, client: Any) -> None:
         """The client is closed: what still goes on in the background ends."""
-        self.registry.reconciler.close()
-        if self._channel is not None:
-            self._channel.close()
+        for channel in self._closing(client):
+            channel.close()
 
-    async def aclose(self) -> None:
+    async def aclose(self, client: Any) -> None:
         """As `close`, of an async client."""
+        for channel in self._closing(client):
+            await channel.aclose()
+
+    def _closing(self, client: Any) -> list[Any]:
+        home = self.registry.home()
+        if home is not None and home._client is not client._client:  # a copy with an HTTP client of its own
+            return [] if self._channel is None else [self._channel]
         self.registry.reconciler.close()
-        if self._channel is not None:
-            await self._channel.aclose()
+        return list(self.registry.channels)
 
     def for_copy(self) -> Adopted:
         """The part of a copy of the client: the same runs; maybe another HTTP client and another server."""
@@ -218,6 +224,7 @@ def keep(adopted: Adopted, client: Any, url: Optional[str]) -> None:
 def _lead_home(registry: Registry, client: Any) -> None:
     """Runs that are named by their id alone are those of the client that had `runs` first."""
     home, default = weakref.ref(client), registry.channel_to
+    registry.home = home
 
     def channel_to() -> Any:
         alive = home()

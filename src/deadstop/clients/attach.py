@@ -63,9 +63,11 @@ def _attach(client: Any, is_async: bool) -> Adopted:
     return adopted
 
 
-async def _close_after(closing: Any, adopted: Adopted) -> None:
-    await closing
-    await adopted.aclose()
+async def _close_after(closing: Any, adopted: Adopted, client: Any) -> None:
+    try:
+        await closing
+    finally:
+        await adopted.aclose(client)
 
 
 def _override(client: Any, adopted: Adopted) -> None:
@@ -88,8 +90,9 @@ def _override(client: Any, adopted: Adopted) -> None:
         return twin
 
     def close() -> Any:
-        closing = cls.close(ref())
-        return _close_after(closing, adopted) if inspect.isawaitable(closing) else adopted.close()
+        client = ref()
+        closing = cls.close(client)
+        return _close_after(closing, adopted, client) if inspect.isawaitable(closing) else adopted.close(client)
 
     client.request = request
     client.close = close

@@ -7,11 +7,11 @@ decided by the core.
 
 from __future__ import annotations
 
-import copy
 import importlib
 import time
+import weakref
 from collections import deque
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, Optional
 
 import anyio
 
@@ -20,9 +20,8 @@ from deadstop.calls.entry import run_blocking, run_concurrent
 from deadstop.calls.errand import Errand, Result
 from deadstop.calls.fresh import fresh_client
 from deadstop.calls.loops import Loop
-from deadstop.calls.pool import recast
 from deadstop.calls.workers import LIMIT, Workers
-from deadstop.clients.adopted import ATTRIBUTE
+from deadstop.clients.moulds import FRESH, KEYS, Captured, Mould, builder, is_personal, sort_of
 from deadstop.core.model import Attempt, Phase
 from deadstop.kinds.base import Request
 
@@ -34,70 +33,9 @@ LINGER = 3.0
 CLOSING = 1.0
 """How long (seconds) closing waits for requests under way, which have been interrupted."""
 
-FRESH = 2.0
-"""How long (seconds) a request that the SDK has built may serve as a mould for others: tokens expire."""
-
 Done = Callable[[Result], None]
 Told = Callable[[], None]
 May = Callable[[], bool]
-
-
-class _Plain:
-    """What the twin carries instead of runs: its requests are nobody's run, and its backoff is not ours."""
-
-    def request(self, client: Any, send: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        return send(*args, **kwargs)
-
-    def pause(self, seconds: float) -> float:
-        return seconds
-
-
-_OVERRIDES = ("request", "_calculate_retry_timeout", "copy", "with_options", "close")
-
-
-class _Captured(BaseException):
-    """A request that the SDK has built, taken from its hands. It must not take it for a failure to be retried."""
-
-    def __init__(self, request: Any, kwargs: dict[str, Any]) -> None:
-        super().__init__()
-        self.request = request
-        self.kwargs = kwargs
-
-
-def _capturing(cls: Any) -> type:
-    """An HTTP client that sends nothing, and gives up the request instead."""
-
-    class Capture(cls):  # type: ignore[misc]
-        def send(self, request: Any, **kwargs: Any) -> Any:
-            raise _Captured(request, kwargs)
-
-        def __del__(self) -> None:
-            """There is nothing to close."""
-
-    return Capture
-
-
-def _builder(client: Any) -> Any:
-    """The client once more, to build requests: without retries and resources (they would keep the client alive)."""
-    twin = copy.copy(client)
-    for name, value in list(twin.__dict__.items()):
-        if name in _OVERRIDES or getattr(value, "_client", None) is client:
-            del twin.__dict__[name]
-    twin.__dict__[ATTRIBUTE] = _Plain()
-    twin._has_custom_http_client = True  # openai 1.0 closes the others in its destructor
-    twin.max_retries = 0
-    twin._client = copy.copy(client._client)
-    recast(twin._client, _capturing)
-    return twin
-
-
-class _Mould(NamedTuple):
-    """A request that the SDK has built lately, to cast others from."""
-
-    request: Any
-    kwargs: dict[str, Any]
-    path: bytes
-    made_at: float
 
 
 def package_of(thing: Any, *names: str) -> Any:
@@ -113,16 +51,20 @@ class _Channel:
     """What threads' and tasks' channels have in common."""
 
     def __init__(self, client: Any) -> None:
-        self._builder = _builder(client)
+        self._client = weakref.ref(client)
+        self._builder = builder(client)
         self._http = fresh_client(client._client)
         self.base_url = str(getattr(client, "base_url", ""))
-        self._moulds: dict[Any, _Mould] = {}
+        self._moulds: dict[Any, Mould] = {}
         self._under_way: set[Errand] = set()
         self._closing: Any = None
         self.closed = False
 
     def _arguments(self, request: Request) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         """How to have the SDK build a request."""
+        client = self._client()
+        if client is not None:  # its key may have been replaced since
+            self._builder.__dict__.update((name, client.__dict__[name]) for name in KEYS if name in client.__dict__)
         options = {"headers": dict(request.headers), "params": dict(request.query)}
         httpx = package_of(self._http, "httpx", "httpx2")
         build = self._builder.post if request.method == "POST" else self._builder.get
@@ -133,7 +75,7 @@ class _Channel:
 
         Building one takes the SDK longer than sending it.
         """
-        mould = self._moulds.get(_sort(request))
+        mould = self._moulds.get(sort_of(request))
         if mould is None or time.monotonic() - mould.made_at > FRESH:
             return None
         like = mould.request
@@ -141,13 +83,17 @@ class _Channel:
         made = type(like)(like.method, like.url.copy_with(raw_path=raw), headers=like.headers.raw, content=b"")
         return self._timed(made, timeout), mould.kwargs
 
-    def _take(self, request: Request, captured: _Captured, timeout: float) -> tuple[Any, dict[str, Any]]:
+    def _take(self, request: Request, captured: Captured, timeout: float) -> tuple[Any, dict[str, Any]]:
         """The request to send, just built by the SDK."""
         kwargs = {name: value for name, value in captured.kwargs.items() if name != "stream"}
-        path, content = request.path.encode(), getattr(captured.request, "_content", None)
-        if captured.request.url.raw_path.count(path) == 1 and content == b"":
-            self._moulds[_sort(request)] = _Mould(captured.request, kwargs, path, time.monotonic())
-        return self._timed(captured.request, timeout), kwargs
+        made, path = captured.request, request.path.encode()
+        # What was put in for this one request, a signature or a key, is not another's.
+        once = getattr(self._builder, "_idempotency_header", None) or is_personal(self._builder)
+        if made.url.raw_path.count(path) == 1 and getattr(made, "_content", None) == b"" and not once:
+            # A copy: the user's hooks and auth put more into the one that is sent.
+            kept = type(made)(made.method, made.url, headers=list(made.headers.raw), content=b"")
+            self._moulds[sort_of(request)] = Mould(kept, kwargs, path, time.monotonic())
+        return self._timed(made, timeout), kwargs
 
     def _timed(self, request: Any, timeout: float) -> Any:
         # Per operation; the whole errand is bounded by a timer.
@@ -184,10 +130,6 @@ class _Channel:
             errand.interrupt()
 
 
-def _sort(request: Request) -> Any:
-    return request.method, tuple(request.query.items()), tuple(request.headers.items())
-
-
 class Channel(_Channel):
     """The control channel of a sync client: requests run in a few threads of ours."""
 
@@ -195,10 +137,11 @@ class Channel(_Channel):
         super().__init__(client)
         blocking.hook_client(self._http)
         self._workers = Workers()
+        self._beginners = Workers(limit=1)  # of their own: those of the requests may all wait for an answer
 
     def spawn(self, work: Told) -> bool:
-        """Have `work` run soon, where it may block. Never blocks; any thread, and signal handlers."""
-        self._workers.submit(work)
+        """Have `work` run soon. It must not block. Never blocks itself; any thread, and signal handlers."""
+        self._beginners.submit(work)
         return True
 
     def send(
@@ -241,7 +184,7 @@ class Channel(_Channel):
         build, args, kwargs = self._arguments(request)
         try:
             build(*args, **kwargs)
-        except _Captured as captured:
+        except Captured as captured:
             return self._take(request, captured, timeout)
         raise AssertionError("the SDK did not send what it has built")
 
@@ -274,9 +217,12 @@ class AsyncChannel(_Channel):
         loop = Loop.current()
         if self._loop is None or not self._loop.is_same(loop):
             if self._loop is not None:
-                self._http = fresh_client(self._http)
+                before, self._http = self._http, fresh_client(self._http)
                 if not self._loop.turns():
                     self._under_way.clear()
+                states: Any = type(getattr(before, "_state", None))
+                if hasattr(states, "CLOSED"):  # or the SDK's destructor closes, in this loop, what belongs to that one
+                    before._state = states.CLOSED
             concurrent.hook_client(self._http)
             self._running, self._loop = 0, loop
 
@@ -287,6 +233,7 @@ class AsyncChannel(_Channel):
 
     def spawn(self, work: Told) -> bool:
         """Have `work` run soon, on the loop. False if the loop is over. Any thread, and signal handlers."""
+        self.come_home()
         return self._loop is not None and self._loop.call(work)
 
     def send(
@@ -297,6 +244,7 @@ class AsyncChannel(_Channel):
         `may()` is asked just before its first byte leaves. Returns what abandons it.
         """
         state: dict[str, Any] = {"due": time.monotonic() + timeout}
+        self.come_home()
         loop = self._loop
 
         async def work() -> None:
@@ -360,7 +308,7 @@ class AsyncChannel(_Channel):
         build, args, kwargs = self._arguments(request)
         try:
             await build(*args, **kwargs)
-        except _Captured as captured:
+        except Captured as captured:
             return self._take(request, captured, timeout)
         raise AssertionError("the SDK did not send what it has built")
 

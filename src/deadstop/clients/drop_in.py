@@ -48,10 +48,12 @@ class _Sync:
         return adopt_sync(self).request(self, super().request, args, kwargs)  # type: ignore[misc]
 
     def close(self) -> None:
-        super().close()  # type: ignore[misc]
-        adopted = self.__dict__.get(ATTRIBUTE)
-        if adopted is not None:
-            adopted.close()
+        try:
+            super().close()  # type: ignore[misc]
+        finally:
+            adopted = self.__dict__.get(ATTRIBUTE)
+            if adopted is not None:
+                adopted.close(self)
 
     def _calculate_retry_timeout(self, *args: Any, **kwargs: Any) -> float:
         return adopt_sync(self).pause(super()._calculate_retry_timeout(*args, **kwargs))  # type: ignore[misc]
@@ -70,10 +72,12 @@ class _Async:
         return adopt_async(self).pause(super()._calculate_retry_timeout(*args, **kwargs))  # type: ignore[misc]
 
     async def close(self) -> None:
-        await super().close()  # type: ignore[misc]
-        adopted = self.__dict__.get(ATTRIBUTE)
-        if adopted is not None:
-            await adopted.aclose()
+        try:
+            await super().close()  # type: ignore[misc]
+        finally:
+            adopted = self.__dict__.get(ATTRIBUTE)
+            if adopted is not None:
+                await adopted.aclose(self)
 
 
 def _sharing(copy: F, adopt: Callable[[Any], Any]) -> F:

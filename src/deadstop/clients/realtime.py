@@ -11,6 +11,7 @@ import json
 import threading
 import time
 from collections import deque
+from functools import partial
 from typing import Any, Callable, Optional
 
 from deadstop.calls.errand import Result
@@ -64,8 +65,12 @@ def _with_watched_connection(cls: Any) -> type:
 def _watched(cls: Any) -> type:
     class Connection(cls):  # type: ignore[misc]
         def send(self, event: Any) -> None:
-            self._deadstop.sending(event)
-            super().send(event)
+            asked = self._deadstop.sending(event)
+            try:
+                super().send(event)
+            except BaseException:
+                self._deadstop.unsent(asked)
+                raise
 
         def recv_bytes(self) -> bytes:
             while True:
@@ -83,8 +88,12 @@ def _watched(cls: Any) -> type:
 def _watched_async(cls: Any) -> type:
     class Connection(cls):  # type: ignore[misc]
         async def send(self, event: Any) -> None:
-            self._deadstop.sending(event)
-            await super().send(event)
+            asked = self._deadstop.sending(event)
+            try:
+                await super().send(event)
+            except BaseException:
+                self._deadstop.unsent(asked)
+                raise
 
         async def recv_bytes(self) -> bytes:
             while True:
@@ -108,15 +117,32 @@ class Watcher:
         self._asked: deque[Any] = deque()  # runs whose `response.created` is still to come
         self._live: dict[str, Any] = {}  # by the id of the response
 
-    def sending(self, event: Any) -> None:
+    def sending(self, event: Any) -> Any:
         """The user sends an event. Raises `RunCancelledError` where it would start a response in a cancelled run."""
-        kind = event.get("type") if isinstance(event, dict) else getattr(event, "type", None)
-        if kind == "response.create":
+        said = partial(_field, event)
+        if said("type") == "response.create":
             run = self._registry.unborn(KIND, self._channel)
             if run.cancelled:
                 run.remote.unborn(True, None)
                 raise run.error()
-            self._asked.append(run)
+            asked = (run, said("event_id"))
+            self._asked.append(asked)
+            return asked
+        return None
+
+    def unsent(self, asked: Any) -> None:
+        """An event could not be sent, or was refused."""
+        if asked in self._asked:
+            self._asked.remove(asked)
+            asked[0].remote.unborn(True, None)
+
+    def _refused(self, event: Any) -> None:
+        error = event.get("error") or {}
+        name, active = error.get("event_id"), error.get("code") == "conversation_already_has_active_response"
+        asked = next((each for each in self._asked if name is not None and each[1] == name), None)
+        if asked is None and name is None and active and self._asked:
+            asked = self._asked[0]  # they are answered in the order in which they were asked for
+        self.unsent(asked)
 
     def lets_through(self, data: Any) -> bool:
         """An event has come; whether its user is to get it. Raises the error of a cancelled response at its end."""
@@ -124,6 +150,10 @@ class Watcher:
         head = raw[:_HEAD]
         if b'"response.created"' in head:
             return self._created(json.loads(raw))
+        if b'"error"' in head:
+            event = json.loads(raw)
+            if event.get("type") == "error":
+                self._refused(event)
         if b'"response.done"' in head:
             return self._done(json.loads(raw))
         return not any(run.cancelled and name.encode() in raw for name, run in list(self._live.items()))
@@ -133,7 +163,7 @@ class Watcher:
         if found is None:
             return True
         # One that the server has begun by itself (voice activity) belongs to whoever reads.
-        run = self._asked.popleft() if self._asked else self._registry.unborn(KIND, self._channel)
+        run = self._asked.popleft()[0] if self._asked else self._registry.unborn(KIND, self._channel)
         self._registry.christen(run, found[0])
         self._live[found[0].ids[0]] = run
         run.remote.born(found[0])
@@ -152,7 +182,7 @@ class Watcher:
 
     def closed(self) -> None:
         """The connection is closed, and its responses with it."""
-        for run in [*self._asked, *self._live.values()]:
+        for run in [*(each[0] for each in self._asked), *self._live.values()]:
             run.remote.unborn(run.remote.ref is None, None)
         self._asked.clear()
         self._live.clear()
@@ -218,6 +248,10 @@ def _try(work: Callable[[], Any]) -> Optional[BaseException]:
     except Exception as error:
         return error
     return None
+
+
+def _field(event: Any, name: str) -> Any:
+    return event.get(name) if isinstance(event, dict) else getattr(event, name, None)
 
 
 def _nothing() -> None:

@@ -145,9 +145,9 @@ def _not_sent(f: Facts) -> str | None:
         return "The run's id was never learned, so there was nothing to send a cancel to."
     if _remote(f) and not f.attempts and f.held_back:
         return "No cancel request left this process: others had the places that the policy's limits leave."
-    if _remote(f) and f.answer is None and f.phase is Phase.CREATED:
+    if _remote(f) and f.answer is None and f.phase is Phase.CREATED and not f.accepted:
         return "No cancel request left this process."
-    if _remote(f) and not f.attempts and not f.connection_lost:
+    if _remote(f) and not f.attempts and not f.connection_lost and not f.accepted:
         return "No cancel request left this process."
     return None
 

@@ -171,12 +171,16 @@ def _heads() -> dict[str, list[_Path]]:
     return heads
 
 
+_MORE = ("/submit_tool_outputs", "/complete", "/pause", "/resume")
+"""What else is asked of a run by a POST, and answered with it."""
+
+
 def _paths(each: Kind) -> Iterator[_Path]:
     if each.connected:
         return
     for create in each.create:
         yield _Path(each, _pattern(create), True)
-    for path in {each.path, each.cancel or each.path + "/cancel", each.path + "/submit_tool_outputs"}:
+    for path in {each.path, each.cancel or each.path + "/cancel", *(each.path + more for more in _MORE)}:
         yield _Path(each, _pattern(path), False)
 
 

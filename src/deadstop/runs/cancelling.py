@@ -179,6 +179,8 @@ class Cancelling:
             registry.reconciler.unconfirmed(self.run, self.intent, chase.policy)
         elif chase.machine.outcome is Outcome.CANCELLED and chase.remote.ref is not None:
             registry.reconciler.recheck(self.run, chase.policy)
+        elif chase.hopeless:
+            self.run.end()  # there is no such run, or it is not ours: it is not to be listed for ever
         self._news()
 
     def _release(self) -> None:
@@ -207,7 +209,7 @@ class Cancelling:
         for number in list(self._machines):
             self._inbox.append((number, CancelRequested(at=time.monotonic(), intent=intent)))
         if self._chase is not None:
-            self._chase.join(intent)
+            self._chase.feed(CancelRequested(at=time.monotonic(), intent=intent))
         self._work()
         self.again(intent)
 
@@ -358,12 +360,10 @@ class Cancelling:
         revivals = () if self.run.remote is None else tuple(self.run.remote.revivals)
         if final is not None and final.revivals != revivals:
             final = self._final = replace(final, revivals=revivals)
-        if final is not None and any(child.revivals for child in final.children) is not self._has_revivals():
+        seen = any(child.receipt is not None and child.receipt.revivals for child in self._children)
+        if final is not None and any(child.revivals for child in final.children) is not seen:
             final = self._final = replace(final, children=self._receipts(None))
         return final
-
-    def _has_revivals(self) -> bool:
-        return any(child.receipt is not None and child.receipt.revivals for child in self._children)
 
     def _still_unconfirmed(self) -> bool:
         mine = [*self._machines.values(), *([self._chase.machine] if self._chase is not None else [])]

@@ -102,6 +102,7 @@ class Chase:
         self._connection_lost = False
         self._phase = Phase.UNKNOWN
         self._statuses: list[int] = []
+        self._gone = False  # the last status read said that there is no such run
         if remote.status.is_over:
             self.feed(self._seen(0.0))
         remote.listen(self._changed)
@@ -120,10 +121,6 @@ class Chase:
                 self._bounds.append(self._clock.at(grace, self.grace_spent))
             if self.settled_at is not None or self.stopped:  # meanwhile; `done` is set too late to be looked at
                 self._stop_timers()
-
-    def join(self, intent: Intent) -> None:
-        """Somebody else wants the same."""
-        self.feed(CancelRequested(at=self._clock.now(), intent=intent))
 
     def grace_spent(self) -> None:
         """The gentle way had its time."""
@@ -247,6 +244,8 @@ class Chase:
                 place.leave()
                 free()
                 done(result)
+                if getattr(self.remote.channel, "closed", False):
+                    self.deadline_passed()  # the client is closed: nothing more can be sent
 
             def go() -> None:
                 if not self._may():
@@ -300,6 +299,8 @@ class Chase:
     def _was_read(self, number: int, result: Result) -> None:
         self._note(result, self.reads)
         now = self._clock.now()
+        if result.status is not None:
+            self._gone = result.status == 404
         if result.status is not None and result.status < 400:
             status, word = self._status_in(result)
             if word is None:
@@ -375,7 +376,6 @@ class Chase:
     def facts(self) -> Facts:
         """What a diagnosis goes by."""
         machine, remote = self.machine, self.remote
-        gone = bool(self._statuses) and self._statuses[-1] == 404
         return Facts(
             target=machine.target,
             attempts=tuple(self.cancels),
@@ -384,7 +384,7 @@ class Chase:
             connection_lost=self._connection_lost,
             statuses=tuple(self._statuses),
             accepted=machine.accepted,
-            status=RunStatus.GONE if gone else remote.status,
+            status=RunStatus.GONE if self._gone else remote.status,
             status_word=remote.word,
             finished_before=remote.word if machine.over is RunStatus.FINISHED else None,
             wrong_target=self._wrong_target,

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 __all__ = ["REGISTRIES", "Registry", "stop_new_runs"]
 
+HELD = 10_000
+"""How many remote runs a registry knows at most. One that it has forgotten can be cancelled by its address still."""
+
 KEPT = 1000
 """How many ended runs a registry remembers, so that a cancel that comes too late is told so."""
 
@@ -70,6 +73,8 @@ class Registry:
         self.reconciler = Reconciler()
         self.keeper: Optional[Keeper] = None  # where the client uses a ledger
         self.http_clients: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.channels: weakref.WeakSet[Any] = weakref.WeakSet()  # of the client and its copies
+        self.home: Callable[[], Any] = lambda: None  # the client that had the runs first; None: it is gone
         self._watchers: list[Callable[[BaseRun, CancelReceipt], Any]] = []
         REGISTRIES.add(self)
 
@@ -201,6 +206,24 @@ class Registry:
         run.name = str(ref)
         self._live[run.name] = run
         self._remotes[ref] = run
+        self._make_room()
+
+    def _make_room(self) -> None:
+        """The ends of many runs are never heard of here: of those that nobody cancels the oldest are forgotten."""
+        with contextlib.suppress(KeyError, RuntimeError, StopIteration):  # somebody else made room
+            for _ in range(2):
+                if len(self._remotes) <= HELD:
+                    return
+                ref = next(iter(self._remotes))
+                run = self._remotes.pop(ref)
+                held = run.parent is not None and not run.parent.ended
+                if held or run.calls or (run.cancelled and not run.ended):
+                    self._remotes[ref] = run  # to the end of the queue
+                    continue
+                if self._live.get(run.name) is run:
+                    del self._live[run.name]
+                if run.parent is not None:
+                    run.parent.children.pop(id(run), None)
 
     def remote_run(self, ref: Ref, word: Optional[str] = None) -> BaseRun:
         """The run of a remote run that was named by its id, or by an object of the SDK that said `word`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -73,7 +74,7 @@ class Remote:
 
     def leave(self, listener: Callable[[Remote], None]) -> None:
         """`listener` wants to hear no more."""
-        if listener in self._listeners:
+        with contextlib.suppress(ValueError):  # somebody else was quicker
             self._listeners.remove(listener)
 
     def _tell(self) -> None:
