@@ -317,7 +317,7 @@ class Member:
             if each.request_id == request:
                 parked = found is not None and found.parked_until is not None
                 facts = {"run": run, "epoch": 0 if parked else each.epoch, "cause": each.cause.value}
-                facts.update(reason=each.reason, actor=each.actor, level=each.level.value, request=request)
+                facts.update(at=each.at, reason=each.reason, actor=each.actor, level=each.level.value, request=request)
                 self._heard({**facts, "do": "cancel", "id": request, "left": hint.get("left"), "reply": hint["reply"]})
 
     def _read_again(self) -> None:

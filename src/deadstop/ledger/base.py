@@ -243,6 +243,10 @@ class Ledger(ABC):
         """The remote runs of that run, oldest first."""
 
     @abstractmethod
+    def remotes_named(self, kind: str, ids: tuple[str, ...]) -> list[RemoteRun]:
+        """What is on record of that remote run: once for each server that has one of those ids."""
+
+    @abstractmethod
     def active_remotes(self, *, limit: int = 1000) -> list[RemoteRun]:
         """Every remote run that is not known to be over, oldest first."""
 

@@ -259,6 +259,10 @@ class Book(Ledger):
         where = {"run": rows.name(run), "epoch": epoch}
         return self.engine.read(lambda tx: [rows.remote(each) for each in tx.all("remotes_of_run", **where)])
 
+    def remotes_named(self, kind: str, ids: tuple[str, ...]) -> list[RemoteRun]:
+        where = {"kind": rows.clean(kind), "ids": rows.clean("/".join(ids))}
+        return self.engine.read(lambda tx: [rows.remote(each) for each in tx.all("remotes_named", **where)])
+
     def active_remotes(self, *, limit: int = 1000) -> list[RemoteRun]:
         return self.engine.read(lambda tx: [rows.remote(each) for each in tx.all("active_remotes", limit=limit)])
 

@@ -16,7 +16,7 @@ from deadstop.kinds import register as kinds
 from deadstop.ledger.facts import IntentRecord
 from deadstop.runs.chased import at_work
 from deadstop.runs.elsewhere import Elsewhere
-from deadstop.runs.kept import Kept, asked_for, listed
+from deadstop.runs.kept import Kept, asked_for, listed, unix
 from deadstop.runs.waiting import Terms
 
 if TYPE_CHECKING:
@@ -75,6 +75,12 @@ class Hearing(ABC):
             (run for run in seen if run is not None and run.kept is not None and run.kept.is_life(name, epoch)), None
         )
 
+    def today(self, name: str) -> Optional[BaseRun]:
+        """The run of that name that is held here and not on record: who cancels by name means that one, too, though
+        the record knows only an earlier life of the name, which was left behind."""
+        run = self.held(name)
+        return run if run is not None and run.kept is not None and not run.kept.epoch else None
+
     def heard(self, message: Message) -> bool:
         """A signal from another process. Whether it was for us."""
         if message["do"] == "list":
@@ -82,10 +88,13 @@ class Hearing(ABC):
             return False
         name, epoch = str(message.get("run")), int(message.get("epoch", 0))
         run = self.meant(name, epoch) if epoch else self.held(name)
+        wanted = asked_for(name, message)
+        if run is None:
+            run, wanted = self.today(name), replace(wanted, request_id=None)  # that id is the other life's on record
+            run = None if run is not None and float(message.get("at", math.inf)) < unix(run.opened) else run
         if run is None or run.kept is None:
             return False
         left = message.get("left")
-        wanted = asked_for(run.name, message)
         if not self.may(run, wanted):
             self.member.answer(message.get("reply"), {"do": "refused", "id": message.get("id")})
             return True
@@ -149,6 +158,11 @@ class Hearing(ABC):
             run = self.meant(each.run, each.epoch)
             if run is not None and not run.cancelled and each.outcome is not Outcome.UNCONFIRMED:
                 self.strike(run, each.intent)
+            elif run is None and each.outcome is None:
+                run = self.today(each.run)
+                asked = [wish for wish in (each.intent, *each.later) if run and wish.at >= unix(run.opened)]
+                if run is not None and not run.cancelled and asked:
+                    self.strike(run, replace(asked[0], request_id=None))
             elif run is not None and run.receipt is not None and run.receipt.outcome is not (each.outcome or 0):
                 self.settled(run, run.receipt)  # the ledger was down when there was an outcome
         try:

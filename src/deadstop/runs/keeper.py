@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 from deadstop.calls.completion import Completion
 from deadstop.calls.workers import Workers
 from deadstop.core.model import CancelReceipt, Cause, Intent
-from deadstop.errors import CancelRefusedError
+from deadstop.errors import CancelRefusedError, LedgerUnavailable
 from deadstop.fleet.addresses import OVER_BUS
 from deadstop.fleet.member import Member
 from deadstop.ledger.facts import IntentRecord, Opening, Orphans, RemoteRun
@@ -47,6 +47,7 @@ class Keeper(Hearing):
         self.pick_up: Callable[[list[IntentRecord]], None] = lambda wanted: None
         self._aside = Workers(limit=1)
         self._lines: dict[str, Line] = {}
+        self._births: dict[int, tuple[BaseRun, Remote]] = {}  # remote runs that are not on record yet
         member.holders.add(self)
 
     # Runs
@@ -120,10 +121,27 @@ class Keeper(Hearing):
             kept.born = self.kept(self.owner(run)).born = True
             if not kept.recordings and not kept.epoch:
                 kept.name = run.name  # which is its address by now
-            self.member.write(partial(self._birth, run, remote))
+            self._births[id(remote)] = (run, remote)
+            self.member.write(self._bear)
         if remote.over and remote.ref is not None and not kept.over and (kept.born or kept.recordings):
             kept.over = True
             self.member.write(partial(self._end, run, remote))
+
+    def _bear(self, wanted: Optional[BaseRun] = None) -> None:
+        """Put on record the remote runs whose ids came to be known. Raises LedgerUnavailable where that has to wait,
+        for those of the run `wanted` if one is given."""
+        late: Optional[LedgerUnavailable] = None
+        for key, (run, remote) in list(self._births.items()):
+            try:
+                self._birth(run, remote)
+            except LedgerUnavailable as error:
+                late = error if wanted is None or self.owner(run) is wanted else late
+                continue
+            except Exception as error:
+                log.warning("Remote run %s is not on record: %s", remote.ref, error)
+            self._births.pop(key, None)
+        if late is not None:
+            raise late
 
     def _birth(self, run: BaseRun, remote: Remote) -> None:
         owner = self.owner(run)
@@ -203,6 +221,7 @@ class Keeper(Hearing):
         kept, ledger = self.kept(run), self.member.ledger
         asked = replace(intent, run=kept.name, epoch=kept.epoch, deadline=unix(intent.deadline), at=unix(intent.at))
         try:
+            self._bear(run)  # first: a cancel without its remote runs would be confirmed by the end of this process
             if not kept.epoch and run.remote is not None and run.remote.ref is not None:
                 # First: an intent that is found without its remote run is of no use to anybody.
                 found = ledger.record_remote(self.remote_record(run.remote, run), self.opening(run), now=time.time())
@@ -289,6 +308,12 @@ class Keeper(Hearing):
         )
         if run.ended and run.receipt is not None:
             self.settled(run, run.receipt)
+
+    def read_again(self, wanted: list[IntentRecord], parked: list[IntentRecord]) -> None:
+        """As `Hearing.read_again`; and what could not be put on record is tried again."""
+        if self._births:
+            self.member.write(self._bear)
+        super().read_again(wanted, parked)
 
     def refused(self, run: BaseRun, wanted: Intent) -> None:
         """Somebody who may not cancel a run has tried to."""

@@ -119,14 +119,16 @@ class PickUp:
         found = self._ledger.remotes(wanted.run, wanted.epoch)
         ref = kinds.parse(wanted.run) if ":" in wanted.run else None
         if ref is not None and not found:  # cancelled by its address, and on record under its scope
-            found = [each for each in self._ledger.active_remotes() if each.ref == str(ref)]
+            found = self._ledger.remotes_named(ref.kind, ref.ids)
         return found
 
     def _take_up(
         self, wanted: IntentRecord, run: RunRecord, targets: list[RemoteRun], mine: _Returned, part: bool
     ) -> None:
         if not targets:
-            self._settle_alone(wanted, run.by is None or self._keeper.member.ended(run.by.owner))
+            by_address = ":" in wanted.run and kinds.parse(wanted.run) is not None  # and nothing is known of it
+            ended = not by_address and (run.by is None or self._keeper.member.ended(run.by.owner))
+            self._settle_alone(wanted, ended)
             mine.give_back()
             return
 

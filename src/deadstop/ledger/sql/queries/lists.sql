@@ -18,6 +18,9 @@ ORDER BY coalesce(r.opened_at, i.at) DESC, r.run, r.epoch DESC LIMIT :limit;
 -- name: remotes_of_run
 SELECT * FROM deadstop_remotes WHERE run = :run AND epoch = :epoch ORDER BY created_at, kind, ids;
 
+-- name: remotes_named
+SELECT * FROM deadstop_remotes WHERE kind = :kind AND ids = :ids ORDER BY created_at, base_url;
+
 -- name: active_remotes
 SELECT * FROM deadstop_remotes WHERE NOT terminal ORDER BY created_at, kind, ids LIMIT :limit;
 
