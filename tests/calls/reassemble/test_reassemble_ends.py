@@ -30,6 +30,15 @@ from deadstop.calls.reassemble import Truncated
             500,
             {"message": "m", "code": "server_error"},
         ),
+        (data({"error": {"code": "context_length_exceeded"}}), 400, {"code": "context_length_exceeded"}),
+        (data({"error": {"type": "invalid_request_error"}}), 400, {"type": "invalid_request_error"}),
+        (data({"error": {"type": "BadRequestError"}}), 400, {"type": "BadRequestError"}),
+        (
+            data({"error": {"type": "server_error", "code": "rate_limit_exceeded"}}),
+            429,
+            {"type": "server_error", "code": "rate_limit_exceeded"},
+        ),
+        (data({"error": {"type": "overloaded_error"}}), 503, {"type": "overloaded_error"}),
         (data({"error": {"message": "m", "code": 200}}), 500, {"message": "m", "code": 200}),
         (data({"error": {"message": "m", "code": True}}), 500, {"message": "m", "code": True}),
         (data({"error": "m", "error_type": "overloaded"}), 500, {"message": "m"}),
@@ -45,7 +54,7 @@ from deadstop.calls.reassemble import Truncated
     ],
 )
 def test_an_error_in_mid_stream_is_the_answer(event: bytes, status: int, error: Any) -> None:
-    """Wrapped, flat, named or bare: the caller gets the error, with its own status or 500."""
+    """Wrapped, flat, named or bare: the caller gets the error, with its own status, that of its kind, or 500."""
     assembling = assembler()
     assert not assembling.feed(data({"choices": [{"index": 0, "delta": {"content": "x"}}]}))
     assert assembling.feed(event)

@@ -94,7 +94,8 @@ class Assembler(ABC):
 def failure(event: Union[str, dict[str, Any]]) -> Assembled:
     """Return the answer for an error that came inside the stream, where no status line could carry it.
 
-    The status is the error's own when it names one between 400 and 599 (as a number or in digits), else 500.
+    The status is the error's own when it names one between 400 and 599 (as a number or in digits), else the one that its
+    type or code stands for (so that the SDK does not retry what can't succeed), else 500.
     The error is wrapped (`{"error": {...}}`), flat (`{"object": "error", "message": ...}`, older vLLM and
     SGLang; the `error` event of the Responses API) or bare text.
     """
@@ -106,7 +107,7 @@ def failure(event: Union[str, dict[str, Any]]) -> Assembled:
         error = {key: value for key, value in outer.items() if key not in _FRAMING and key != "error"}
         if error.get("type") == "error":
             del error["type"]
-    status = _status(error) or _status(outer) or 500
+    status = _status(error) or _status(outer) or _status_by_name(error)
     return Assembled(status, json.dumps({"error": error}, separators=(",", ":")).encode("ascii"))
 
 
@@ -118,3 +119,32 @@ def _status(error: dict[str, Any]) -> Optional[int]:
         if isinstance(value, int) and 400 <= value <= 599:
             return value
     return None
+
+
+_STATUSES = {
+    "context_length": 400,
+    "invalid_request": 400,
+    "bad_request": 400,
+    "badrequest": 400,
+    "invalid_prompt": 400,
+    "content_filter": 400,
+    "authentication": 401,
+    "invalid_api_key": 401,
+    "permission": 403,
+    "not_found": 404,
+    "notfound": 404,
+    "insufficient_quota": 429,
+    "rate_limit": 429,
+    "ratelimit": 429,
+    "overloaded": 503,
+}
+"""What begins the types and codes of errors (OpenAI's, and those of vLLM, SGLang and gateways), in lower case."""
+
+
+def _status_by_name(error: dict[str, Any]) -> int:
+    for field in ("code", "type"):
+        name = str(error.get(field) or "").lower()
+        for begins, status in _STATUSES.items():
+            if name.startswith(begins):
+                return status
+    return 500
