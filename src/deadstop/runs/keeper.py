@@ -21,10 +21,11 @@ from deadstop.fleet.addresses import OVER_BUS
 from deadstop.fleet.member import Member, Message
 from deadstop.kinds import register as kinds
 from deadstop.ledger.facts import IntentRecord, Opening, Orphans, RemoteRun
+from deadstop.runs.abroad import offer, withdraw
 from deadstop.runs.chased import Chased, at_work, bound, late
 from deadstop.runs.elsewhere import Elsewhere
 from deadstop.runs.keeping import Keeping
-from deadstop.runs.kept import Kept, Recording, asked_for, listed, monotonic, unix
+from deadstop.runs.kept import Kept, Recording, asked_for, listed, monotonic, recorded, unix
 from deadstop.runs.limits import Line
 from deadstop.runs.waiting import Terms
 
@@ -139,15 +140,10 @@ class Keeper:
         wanted = self.member.ledger.intent(kept.name, kept.epoch)
         if wanted is not None and wanted.open and not owner.cancelled:
             self.strike(owner, wanted.intent)
+        offer(self, owner, wanted)
 
     def remote_record(self, remote: Remote, owner: BaseRun) -> RemoteRun:
-        kept = self.kept(owner)
-        kind, ids = remote.ref  # type: ignore[misc]
-        by = self.member.process.owner
-        made = unix(remote.known_at) if remote.known_at is not None else time.time()
-        return RemoteRun(
-            kind, ids, remote.channel.base_url, kept.name, kept.epoch, by, made, remote.word, remote.status.is_over
-        )
+        return recorded(remote, self.kept(owner), self.member.process.owner)
 
     def _end(self, run: BaseRun, remote: Remote) -> None:
         asked = self.remote_record(remote, self.owner(run))
@@ -213,9 +209,12 @@ class Keeper:
                 kept.epoch = ledger.open_run(self.opening(run)).epoch
             asked = replace(asked, epoch=kept.epoch)
             opening = None if kept.epoch else self.opening(run)
-            kept.epoch = ledger.record_intent(asked, self.member.process, opening=opening, now=time.time()).intent.epoch
+            record = ledger.record_intent(asked, self.member.process, opening=opening, now=time.time()).intent
+            kept.epoch = record.epoch
             if recording is not None:
                 recording.kept = True
+                recording.done.set()
+            offer(self, run, record)
             if run.ended:
                 self._close(run)
         except CancelRefusedError as error:
@@ -254,6 +253,7 @@ class Keeper:
         try:
             if kept.epoch and recording is not None and recording.kept:
                 self.member.ledger.settle(told, kept.epoch, by=self.member.process.owner, now=time.time())
+                withdraw(self, kept, told)
         finally:
             claim, kept.claim = kept.claim, None
             if claim is not None:
