@@ -38,7 +38,8 @@ PURE = ["tests/core"]
 MANY = ["tests/fleet", "tests/ledger", "tests/proof/test_schedules.py", "tests/cli/test_fleet_commands.py"]
 # What of that needs a database, a bus, or many kills.
 SERVICES = [
-    f"tests/fleet/test_fleet_{name}.py" for name in ("bus", "bus_processes", "chaos", "crash", "postgres", "stale", "stateful")
+    f"tests/fleet/test_fleet_{name}.py"
+    for name in ("bus", "bus_processes", "chaos", "crash", "jetstream", "postgres", "stale", "stateful")
 ]
 BOUND = 1200
 """Seconds for a cell. The longest takes a third of that."""

@@ -180,7 +180,8 @@ def _reconcile(
     once: bool = typer.Option(False, "--once", help="End when there is nothing left to do."),
     url: Optional[str] = _Url,
 ) -> None:
-    """Finish the cancels that dead processes left behind, until SIGTERM or Ctrl-C.
+    """Finish the cancels that dead processes left behind, until SIGTERM or Ctrl-C. With a bus that has JetStream
+    (--url "sqlite: nats://bus:4222") also those of other hosts.
 
     Uses OPENAI_API_KEY and OPENAI_BASE_URL, and works on remote runs of that server alone. Several may run side by
     side. What ended more than 30 days ago is forgotten.

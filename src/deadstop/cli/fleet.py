@@ -124,7 +124,7 @@ def cancel(
         client = OpenAI(api_key=key or "none", base_url=_base_url(), runs_url=url_of(url))
         keeper: Any = client.runs._registry.keeper
         if not key:
-            keeper.pick_up = lambda wanted: None  # the server would refuse it
+            keeper.pick_up.rest()  # the server would refuse it
         names = [target] if target is not None else _live_names(keeper.member)
         facts = {"reason": reason, "actor": actor or _user(), "wait": wait, "timeout": timeout}
         with contextlib.closing(client), ThreadPoolExecutor(max_workers=16) as pool:
@@ -205,7 +205,7 @@ def reconcile(url: Optional[str], *, once: bool, keep: float = KEEP) -> int:
     print(f"Reconciling {keeper.member.ledger.url} at {client.base_url}", flush=True)
     _work(keeper, stop, once, keep)
     pick_up: PickUp = keeper.pick_up
-    keeper.pick_up = lambda wanted: None  # nothing new is begun
+    pick_up.rest()
     until = time.monotonic() + STOPPING
     while pick_up.busy and time.monotonic() < until:
         time.sleep(0.02)
@@ -217,6 +217,8 @@ def reconcile(url: Optional[str], *, once: bool, keep: float = KEEP) -> int:
 
 def _work(keeper: Keeper, stop: threading.Event, once: bool, keep: float) -> None:
     member, swept, idle = keeper.member, 0.0, 0
+    if member.jobs is not None:
+        member.jobs.ready()
     while not stop.is_set():
         looked = threading.Event()
         member.read(member.read_again, partial(_told, looked))
@@ -225,7 +227,8 @@ def _work(keeper: Keeper, stop: threading.Event, once: bool, keep: float) -> Non
         if now >= swept + SWEEP:
             swept = now
             member.write(partial(_sweep, member, now - keep, now))
-        busy = isinstance(keeper.pick_up, PickUp) and keeper.pick_up.busy
+        jobs, pick_up = member.jobs, keeper.pick_up
+        busy = (isinstance(pick_up, PickUp) and pick_up.busy) or (jobs is not None and jobs.busy)
         idle = 0 if busy else idle + 1
         if once and idle > 1:
             return

@@ -5,7 +5,8 @@ each of its runs: a cancel is a request to that subject, and where nobody holds 
 every signal these are hints: what is lost while the connection is down is made good by reading the record again.
 
 Subjects, all below ``deadstop.SPACE``: ``run.HASH`` what a holder hears, ``at.HASH.ping`` and ``at.HASH.in.ID`` a
-process, ``all`` everybody. HASH stands for a run's name, which need not be fit for a subject, or for a process.
+process, ``all`` everybody. HASH stands for a run's name, which need not be fit for a subject, or for a process. What is
+below ``job`` is kept by the server: see ``jobs.py``.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ import random
 import threading
 import uuid
 from collections.abc import Awaitable
-from typing import Any, Callable, Optional
+from functools import partial
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from deadstop.fleet.addresses import OVER_BUS, BusAddress
 from deadstop.fleet.need_nats import CONNECT, Client, Loop, Tap, drained, options, written
+
+if TYPE_CHECKING:
+    from deadstop.fleet.jobs import Jobs
 
 __all__ = ["Bus"]
 
@@ -32,6 +37,9 @@ log = logging.getLogger("deadstop")
 
 SOON, LATE = 0.1, 2.0
 """How long (seconds) to wait before the next attempt: at first, doubled each time, at most."""
+
+REQUEST = 2.0
+"""How long (seconds) the server's answer to a question about jobs is waited for."""
 
 LARGEST = 200_000  # bytes of a message; a server takes a megabyte unless told otherwise
 
@@ -51,14 +59,20 @@ class Bus:
     again for as long as the process lives."""
 
     def __init__(
-        self, address: BusAddress, owner: str, hear: Callable[[Message], None], back: Callable[[], None]
+        self,
+        address: BusAddress,
+        owner: str,
+        hear: Callable[[Message], None],
+        back: Callable[[], None],
+        jobs: Optional[Jobs] = None,
     ) -> None:
         self.address = address
+        self._jobs = jobs
         self._options = options(address)
         self._hear, self._back = hear, back
         self._top = f"deadstop.{address.space}"
         self._me = f"{self._top}.at.{_hash(owner)}"
-        self._asked: dict[str, Callable[[bool], None]] = {}  # pings that are under way
+        self._asked: dict[str, Callable[[Any], None]] = {}  # questions that are under way, but those of cancels
         self._tried = threading.Event()  # the first attempt to connect is over
         self._reached = threading.Event()
         self._warned = False
@@ -87,11 +101,11 @@ class Bus:
 
     def listen(self, run: str) -> None:
         """A run of that name is held here, from now on."""
-        self._soon(self._count, run, 1)
+        self.soon(self._count, run, 1)
 
     def forget(self, run: str) -> None:
         """It is not, any more."""
-        self._soon(self._count, run, -1)
+        self.soon(self._count, run, -1)
 
     def ask(self, run: str, message: Message) -> None:
         """Have a run's holder hear a message. The answers come to `hear`; from the server itself: ``nobody``."""
@@ -113,8 +127,8 @@ class Bus:
         """Whether that process is on the bus. None: no answer in time, or none to be had. Blocks."""
         asked, found, done = uuid.uuid4().hex, list[bool](), threading.Event()
 
-        def told(there: bool) -> None:
-            found.append(there)
+        def told(answer: Any) -> None:
+            found.append(not _is_nobody(answer))
             done.set()
 
         if not self.up:
@@ -133,9 +147,9 @@ class Bus:
             return
         sent = threading.Event()
         if self.up:
-            self._soon(self._put, _flush(sent.set), sent.set)
+            self.soon(self._put, _flush(sent.set), sent.set)
             sent.wait(timeout / 2)
-        self._soon(self._stop)
+        self.soon(self._stop)
         self._thread.join(timeout)
 
     def disown(self) -> None:
@@ -149,7 +163,8 @@ class Bus:
 
     # To the loop.
 
-    def _soon(self, function: Callable[..., object], *arguments: object) -> bool:
+    def soon(self, function: Callable[..., object], *arguments: object) -> bool:
+        """Call that in the bus's thread. False: it has ended. Never blocks."""
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # it was closed
@@ -173,7 +188,7 @@ class Bus:
             finally:
                 then()
 
-        if not self._soon(self._put, work, then):
+        if not self.soon(self._put, work, then):
             then()
 
     # In the loop's thread.
@@ -206,12 +221,11 @@ class Bus:
     def _heard(self, message: Any) -> None:
         """A message from the server."""
         last = message.subject.rpartition(".")[2]
-        nobody = (message.headers or {}).get("Status") == "503"
         if message.subject == f"{self._me}.ping":
             self._publish(message.reply, {"do": "pong"}, then=_nothing)
         elif last in self._asked:
-            self._asked.get(last, _ignore)(not nobody)
-        elif nobody:
+            self._asked.get(last, _ignore)(message)
+        elif _is_nobody(message):
             self._hear({"do": "nobody", "id": last, "via": OVER_BUS})
         else:
             try:
@@ -220,6 +234,30 @@ class Bus:
                 return
             if isinstance(found, dict):
                 self._hear({**found, "via": OVER_BUS})
+
+    async def _request(
+        self, client: Any, subject: str, data: bytes, headers: Optional[dict[str, str]] = None, timeout: float = REQUEST
+    ) -> Optional[bytes]:
+        """What is answered; None if nobody hears that. Raises asyncio.TimeoutError."""
+        asked, answer = uuid.uuid4().hex, asyncio.get_running_loop().create_future()
+        self._asked[asked] = lambda message: None if answer.done() else answer.set_result(message)
+        try:
+            await client.publish(subject, data, reply=f"{self._me}.in.{asked}", headers=headers)
+            message = await asyncio.wait_for(answer, timeout)
+        except (asyncio.CancelledError, asyncio.TimeoutError):
+            raise
+        except Exception as error:  # the connection is about to end
+            raise asyncio.TimeoutError(f"not sent: {error!r}") from error
+        finally:
+            self._asked.pop(asked, None)
+        return None if _is_nobody(message) else bytes(message.data)
+
+    async def _present(self, client: Any, owner: str) -> Optional[bool]:
+        """As `there`, in the loop."""
+        try:
+            return await self._request(client, f"{self._top}.at.{_hash(owner)}.ping", b"{}", timeout=0.5) is not None
+        except asyncio.TimeoutError:
+            return None
 
     # The connection.
 
@@ -277,7 +315,7 @@ class Bus:
         self._subscriptions = {}
         work: asyncio.Queue[tuple[Work, Callable[[], None]]] = asyncio.Queue()
         self._work = work
-        working = asyncio.ensure_future(self._working(client, work))
+        beside: list[asyncio.Future[None]] = [asyncio.ensure_future(self._working(client, work))]
         try:
             for each in list(self._runs):
                 self._put(self._subscribing(each), _nothing)
@@ -286,11 +324,16 @@ class Bus:
             await asyncio.wait_for(heard.wait(), CONNECT)
             await client.flush(CONNECT)  # now the server has all of it
             self._is_up()
+            if self._jobs is not None:
+                serve = self._jobs.serve(
+                    partial(self._request, client), partial(self._present, client), self.address.space
+                )
+                beside.append(asyncio.ensure_future(serve))
             await closed.wait()
         finally:
             self._reached.clear()
             self._work = None
-            for task in (working, *self._leaving):
+            for task in (*beside, *self._leaving):
                 task.cancel()
             while not work.empty():
                 work.get_nowait()[1]()
@@ -305,7 +348,10 @@ class Bus:
 
     async def _note(self, error: BaseException) -> None:
         self._why = error
-        if "permissions violation" in str(error).lower():
+        said = str(error).lower()
+        if "permissions violation" in said and "$js.api" in said:
+            log.debug("The bus %s keeps no jobs for us: %s", self.address.shown, error)
+        elif "permissions violation" in said:
             log.warning("The bus %s refuses something: %s", self.address.shown, error)
 
     def _is_up(self) -> None:
@@ -337,9 +383,14 @@ def _flush(then: Callable[[], None]) -> Work:
     return work
 
 
+def _is_nobody(message: Any) -> bool:
+    """Whether that comes from the server itself: there is nobody to answer."""
+    return bool((message.headers or {}).get("Status") == "503")
+
+
 def _nothing() -> None:
     pass
 
 
-def _ignore(_: bool) -> None:
+def _ignore(_: Any) -> None:
     pass

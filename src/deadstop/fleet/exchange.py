@@ -10,6 +10,7 @@ from deadstop.fleet.addresses import BusAddress
 
 if TYPE_CHECKING:
     from deadstop.fleet.bus import Bus
+    from deadstop.fleet.jobs import Jobs
     from deadstop.fleet.member import Member
     from deadstop.ledger.facts import Process
 
@@ -26,6 +27,9 @@ GREETING = 2.0
 """How long (seconds) a signal waits for a bus that this process is just about to reach: for the first time, or again
 where there is nothing but the bus."""
 
+PARTING = 0.5
+"""How long (seconds) the end of the process waits until others know what is settled."""
+
 Message = dict[str, Any]
 
 
@@ -36,27 +40,43 @@ class Exchange:
     def __init__(self, member: Member, address: BusAddress) -> None:
         try:
             from deadstop.fleet.bus import Bus
+            from deadstop.fleet.jobs import Jobs
             from deadstop.fleet.need_nats import options
         except ModuleNotFoundError as error:
             raise LedgerUrlError(f"{str(error).rstrip('.')}.") from error
         options(address)
-        self._make: Callable[[], Bus] = lambda: Bus(address, member.process.owner, member._heard, member._read_again)
+        self._make: Callable[[], Bus] = lambda: Bus(
+            address, member.process.owner, member._heard, member._read_again, self.jobs
+        )
+        self._new_jobs: Callable[[], Jobs] = lambda: Jobs(member.read)
         self._member = member
         self._shown = address.shown
         self.bus: Optional[Bus] = None
+        self.jobs: Optional[Jobs] = None
+        """What hosts with a ledger of their own finish for each other. A record that they share does that itself."""
 
     def begin(self) -> None:
         """The process is there."""
+        if self.jobs is None and self._member.wire is None:
+            self.jobs = self._new_jobs()
+        if self.jobs is not None:
+            self.jobs.begin(self._member.process.owner)
         self.bus = self._make()
+        if self.jobs is not None:
+            self.jobs.bus = self.bus
 
     def forked(self) -> None:
         """This is a child now."""
         if self.bus is not None:
             self.bus.disown()
         self.bus = None
+        if self.jobs is not None:
+            self.jobs.bus = None
 
     def close(self) -> None:
         """Nobody can be heard any more."""
+        if self.jobs is not None:
+            self.jobs.flush(PARTING)
         if self.bus is not None:
             self.bus.close()
 

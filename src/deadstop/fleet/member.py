@@ -26,6 +26,7 @@ from deadstop.ledger.base import Ledger
 from deadstop.ledger.facts import Process
 
 if TYPE_CHECKING:
+    from deadstop.fleet.jobs import Jobs
     from deadstop.fleet.wire import Wire
 
 __all__ = ["KEEP", "Holder", "Member", "Message"]
@@ -113,6 +114,15 @@ class Member:
 
         engine: Any = self.ledger
         return Wire(engine.engine, owner)
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    @property
+    def jobs(self) -> Optional[Jobs]:
+        """The cancels that other hosts finish should this process die, and this one for them, if it has a bus."""
+        return None if self.exchange is None else self.exchange.jobs
 
     @property
     def across(self) -> float:

@@ -50,6 +50,8 @@ class Claim(ABC):
     a process that was killed, stopped or cut off loses it within ``deadstop.ledger.leases.LEASE`` seconds."""
 
     run: str
+    settled = False
+    """Set before `release()` where the cancel has its final outcome, on record."""
 
     @property
     @abstractmethod

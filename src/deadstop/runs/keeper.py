@@ -20,10 +20,11 @@ from deadstop.errors import CancelRefusedError, LedgerUnavailable
 from deadstop.fleet.addresses import OVER_BUS
 from deadstop.fleet.member import Member
 from deadstop.ledger.facts import IntentRecord, Opening, Orphans, RemoteRun
+from deadstop.runs.abroad import offer, withdraw
 from deadstop.runs.chased import Chased, bound, late
 from deadstop.runs.hearing import Hearing
 from deadstop.runs.keeping import Keeping
-from deadstop.runs.kept import Kept, Recording, monotonic, unix
+from deadstop.runs.kept import Kept, Recording, monotonic, recorded, unix
 from deadstop.runs.limits import Line
 
 if TYPE_CHECKING:
@@ -156,15 +157,10 @@ class Keeper(Hearing):
         wanted = self.member.ledger.intent(kept.name, kept.epoch)
         if wanted is not None and wanted.open and not owner.cancelled:
             self.strike(owner, wanted.intent)
+        offer(self, owner, wanted)
 
     def remote_record(self, remote: Remote, owner: BaseRun) -> RemoteRun:
-        kept = self.kept(owner)
-        kind, ids = remote.ref  # type: ignore[misc]
-        by = self.member.process.owner
-        made = unix(remote.known_at) if remote.known_at is not None else time.time()
-        return RemoteRun(
-            kind, ids, remote.channel.base_url, kept.name, kept.epoch, by, made, remote.word, remote.status.is_over
-        )
+        return recorded(remote, self.kept(owner), self.member.process.owner)
 
     def _end(self, run: BaseRun, remote: Remote) -> None:
         asked = self.remote_record(remote, self.owner(run))
@@ -231,9 +227,12 @@ class Keeper(Hearing):
                 kept.epoch = ledger.open_run(self.opening(run)).epoch
             asked = replace(asked, epoch=kept.epoch)
             opening = None if kept.epoch else self.opening(run)
-            kept.epoch = ledger.record_intent(asked, self.member.process, opening=opening, now=time.time()).intent.epoch
+            record = ledger.record_intent(asked, self.member.process, opening=opening, now=time.time()).intent
+            kept.epoch = record.epoch
             if recording is not None:
                 recording.kept = True
+                recording.done.set()
+            offer(self, run, record)
             if run.ended:
                 self._close(run)
         except CancelRefusedError as error:
@@ -272,6 +271,7 @@ class Keeper(Hearing):
         try:
             if kept.epoch and recording is not None and recording.kept and not kept.part:
                 self.member.ledger.settle(told, kept.epoch, by=self.member.process.owner, now=time.time())
+                withdraw(self, kept, told)
         finally:
             claim, kept.claim = kept.claim, None
             if claim is not None:

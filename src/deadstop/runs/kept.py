@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from deadstop.calls.completion import Completion
 from deadstop.core.model import Cause, Intent, Level
-from deadstop.ledger.facts import Orphans
+from deadstop.ledger.facts import Orphans, RemoteRun
 from deadstop.runs.keeping import PATIENCE
 
 if TYPE_CHECKING:
     from deadstop.core.model import CancelReceipt
     from deadstop.ledger.base import Claim
+    from deadstop.runs.remote import Remote
     from deadstop.runs.run import BaseRun
 
-__all__ = ["Kept", "Recording", "asked_for", "listed", "monotonic", "unix"]
+__all__ = ["Kept", "Recording", "asked_for", "listed", "monotonic", "recorded", "unix"]
 
 log = logging.getLogger("deadstop")
 
@@ -69,8 +70,8 @@ class Recording:
 class Kept:
     """What the ledger has of one run. `named`: other processes may cancel it by its name."""
 
-    __slots__ = ("born", "claim", "epoch", "listening", "name", "named", "numbers", "orphan_grace", "orphans",
-                 "over", "part", "receipt", "recordings", "replies")  # fmt: skip
+    __slots__ = ("born", "claim", "epoch", "job", "listening", "name", "named", "numbers", "orphan_grace",
+                 "orphans", "over", "part", "receipt", "recordings", "replies")  # fmt: skip
 
     def __init__(self, name: str, *, named: bool = False) -> None:
         self.name = name
@@ -87,6 +88,7 @@ class Kept:
         self.replies: list[tuple[str, str]] = []  # whom to tell of the outcome
         self.receipt: Optional[CancelReceipt] = None
         self.claim: Optional[Claim] = None
+        self.job: Optional[str] = None  # what other hosts know its cancel by
 
     def is_life(self, name: str, epoch: int) -> bool:
         """Whether other processes mean this by that name and epoch."""
@@ -95,6 +97,15 @@ class Kept:
     @property
     def recording(self) -> Optional[Recording]:
         return self.recordings.get("it")
+
+
+def recorded(remote: Remote, kept: Kept, by: str) -> RemoteRun:
+    """A remote run whose id is known, as it is put on record under the run that is `kept`."""
+    kind, ids = remote.ref  # type: ignore[misc]
+    made = unix(remote.known_at) if remote.known_at is not None else time.time()
+    return RemoteRun(
+        kind, ids, remote.channel.base_url, kept.name, kept.epoch, by, made, remote.word, remote.status.is_over
+    )
 
 
 def listed(runs: Iterable[BaseRun]) -> list[list[Any]]:

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from deadstop.calls import timers
 from deadstop.core.model import CancelReceipt, Cause, Evidence, Intent, Outcome
-from deadstop.errors import UnknownRunError
+from deadstop.errors import DeadstopError, UnknownRunError
+from deadstop.fleet.job import Job, server_of
 from deadstop.kinds import register as kinds
 from deadstop.kinds.base import Ref
 from deadstop.ledger.base import Claim
 from deadstop.ledger.facts import IntentRecord, RemoteRun, RunRecord
 from deadstop.ledger.rows import bare
+from deadstop.runs.abroad import adopt, is_ours, job_of
 from deadstop.runs.elsewhere import CUT_OFF, DIED
 from deadstop.runs.kept import Kept, Recording
 
@@ -44,25 +46,34 @@ UNDER_WAY = 0.5
 
 
 class PickUp:
-    """What one client finishes for others. Called in the ledger's reading thread."""
+    """What one client finishes for others: what is on record, and what is on the bus. Called in the ledger's reading
+    thread."""
 
     def __init__(self, keeper: Keeper, base_url: str) -> None:
         self._keeper = keeper
         self._ledger = keeper.member.ledger
         self._base_url = bare(base_url)
+        self.server = server_of(base_url)
+        self._resting = False
         self._working: dict[tuple[str, int], _Returned] = {}
         self._tries: dict[tuple[str, int], tuple[int, float]] = {}
         self.finished = 0
+        if keeper.member.jobs is not None:
+            keeper.member.jobs.work(self)
 
     @property
     def busy(self) -> bool:
         """Whether something is being finished now."""
         return bool(self._working)
 
+    def rest(self) -> None:
+        """Begin nothing new from now on."""
+        self._resting = True
+
     def __call__(self, wanted: list[IntentRecord]) -> None:
-        for mine in list(self._working.values()):
-            if not mine.held:
-                mine.lose()
+        self._look_after()
+        if self._resting:
+            return
         # Not by what is in `wanted`: a canceller that looks gives its own intent alone.
         long_ago = time.monotonic() - AT_MOST
         self._tries = {key: tried for key, tried in self._tries.items() if tried[1] > long_ago}
@@ -70,6 +81,42 @@ class PickUp:
             if len(self._working) < MOST:
                 self._consider(each)
         self._orphans()
+
+    def offered(self, jobs: list[Job]) -> None:
+        """What other hosts left behind, and nobody has in hand."""
+        self._look_after()
+        for each in jobs:
+            if len(self._working) >= MOST or self._resting or self._keeper.member.closed:
+                return
+            try:
+                self._consider_job(each)
+            except (DeadstopError, ValueError) as error:
+                log.warning("The cancel of %r, of another host, can't be finished here: %s", each.intent.run, error)
+
+    def _look_after(self) -> None:
+        for mine in list(self._working.values()):
+            if not mine.held:
+                mine.lose()
+
+    def _consider_job(self, job: Job) -> None:
+        member = self._keeper.member
+        if any(bare(each.base_url) != self._base_url for each in job.targets) or member.alive(job.owner.owner):
+            return  # another server's; or its bus alone is down
+        claim = self._ledger.claim(job.intent.run)
+        if claim is not None and member.jobs is not None:
+            claim = member.jobs.claim(job, claim)
+        if claim is None:
+            return
+        try:
+            wanted, run, targets = adopt(self._ledger, job, member.process)
+        except BaseException:
+            claim.release()
+            raise
+        if wanted.open:
+            self._begin(wanted, run, targets, claim)
+        else:
+            claim.settled = True  # its owner came to record that, and no further
+            claim.release()
 
     def _consider(self, wanted: IntentRecord) -> None:
         key = (wanted.run, wanted.epoch)
@@ -94,15 +141,28 @@ class PickUp:
             if now is None or quicker or self._under_way(now):
                 claim.release()  # it is somebody else's
                 return
+            dead = is_ours(run) and run.by is not None and self._keeper.member.ended(run.by.owner)
         except BaseException:
             claim.release()  # or it is kept, and renewed, for as long as this process lives
             raise
+        job, jobs = job_of(now, run, targets), self._keeper.member.jobs
+        if job is not None and jobs is not None:
+            held = jobs.claim(job, claim, dead=dead)  # which gives the other one back if it gives none
+        else:
+            held = claim
+        if held is not None:
+            self._begin(now, run, mine, held, part=bool(others))
+
+    def _begin(
+        self, wanted: IntentRecord, run: RunRecord, targets: list[RemoteRun], claim: Claim, part: bool = False
+    ) -> None:
+        key = (wanted.run, wanted.epoch)
         tries = self._tries.get(key, (0, 0.0))[0]
         self._tries[key] = (tries + 1, time.monotonic() + min(AGAIN * 2**tries, AT_MOST))
         log.info("Cancel of %r goes on here: its holder is gone.", wanted.run)
         taken = self._working[key] = _Returned(self, key, claim)
         try:
-            self._take_up(now, run, mine, taken, part=bool(others))
+            self._take_up(wanted, run, targets, taken, part)
         except BaseException:
             taken.give_back()
             raise
@@ -227,6 +287,7 @@ class _Returned(Claim):
     def give_back(self) -> None:
         """Nothing came of it here."""
         self._pick_up._working.pop(self._key, None)
+        self._claim.settled = self.settled
         self._claim.release()
 
     def lose(self) -> None:
@@ -257,6 +318,8 @@ class _Finish:
         timers.at(time.monotonic() + UNDER_WAY, self._look)
 
     def _look(self) -> None:
+        if not self._claim.held:
+            return
         registry = self._scope.registry
         for child in list(self._scope.children.values()):
             remote: Any = child.remote

@@ -94,7 +94,7 @@ class Assembler(ABC):
 def failure(event: Union[str, dict[str, Any]]) -> Assembled:
     """Return the answer for an error that came inside the stream, where no status line could carry it.
 
-    The status is the error's own when it names one between 400 and 599 (as a number or in digits), else the one that its
+    The status is the error's own when it names one between 400 and 599 (as a number or in digits), else that which its
     type or code stands for (so that the SDK does not retry what can't succeed), else 500.
     The error is wrapped (`{"error": {...}}`), flat (`{"object": "error", "message": ...}`, older vLLM and
     SGLang; the `error` event of the Responses API) or bare text.
