@@ -81,7 +81,7 @@ class PickUp:
         key = (wanted.run, wanted.epoch)
         if key in self._working or self._tries.get(key, (0, 0.0))[1] > time.monotonic():
             return
-        run = next((each for each in self._ledger.runs(wanted.run, ended=True) if each.epoch == wanted.epoch), None)
+        run = self._ledger.life(*key)
         left = key in self._keeper.member.left
         if run is None or (run.by is not None and not left and self._keeper.member.alive(run.by.owner)):
             return  # its holder's to finish
