@@ -18,7 +18,7 @@ from typing import Any, Optional
 from deadstop.cli.extras import Console, Live, Table, escape
 from deadstop.clients.drop_in import OpenAI
 from deadstop.core.model import CancelReceipt, Outcome
-from deadstop.errors import CancelRefusedError, DeadstopError, UsageError
+from deadstop.errors import CancelRefusedError, DeadstopError, LedgerUnavailable, UsageError
 from deadstop.fleet.member import KEEP, Member
 from deadstop.fleet.members import member_of
 from deadstop.fleet.roll import roll_call
@@ -203,7 +203,7 @@ def reconcile(url: Optional[str], *, once: bool, keep: float = KEEP) -> int:
     client = OpenAI(base_url=_base_url(), runs_url=url_of(url))
     keeper: Any = client.runs._registry.keeper
     print(f"Reconciling {keeper.member.ledger.url} at {client.base_url}", flush=True)
-    _work(keeper, stop, once, keep)
+    failed = _work(keeper, stop, once, keep)
     pick_up: PickUp = keeper.pick_up
     pick_up.rest()
     until = time.monotonic() + STOPPING
@@ -212,33 +212,51 @@ def reconcile(url: Optional[str], *, once: bool, keep: float = KEEP) -> int:
     client.close()
     keeper.member.close()
     print(f"{pick_up.finished} finished.", flush=True)
-    return CONFIRMED
+    if failed is None or not once:
+        return CONFIRMED
+    print(f"deadstop: what there is to finish could not be read: {failed}", file=sys.stderr)
+    return UNCONFIRMED
 
 
-def _work(keeper: Keeper, stop: threading.Event, once: bool, keep: float) -> None:
+def _work(keeper: Keeper, stop: threading.Event, once: bool, keep: float) -> Optional[Exception]:
+    """What went wrong when the record was read last, if anything did."""
     member, swept, idle = keeper.member, 0.0, 0
+    failed: Optional[Exception] = None
+    tidy = threading.Event()
     if member.jobs is not None:
         member.jobs.ready()
     while not stop.is_set():
-        looked = threading.Event()
-        member.read(member.read_again, partial(_told, looked))
-        looked.wait(STOPPING)
+        looked, errors = threading.Event(), list[Exception]()
+        member.read(member.read_again, partial(_told, looked, errors))
+        if not looked.wait(STOPPING):
+            errors.append(LedgerUnavailable(f"The ledger did not answer within {STOPPING:g} s."))
+        failed = errors[0] if errors else None
         now = time.time()
         if now >= swept + SWEEP:
             swept = now
-            member.write(partial(_sweep, member, now - keep, now))
+            tidy.clear()
+            member.write(partial(_sweep, member, now - keep, now, tidy))
         jobs, pick_up = member.jobs, keeper.pick_up
         busy = (isinstance(pick_up, PickUp) and pick_up.busy) or (jobs is not None and jobs.busy)
         idle = 0 if busy else idle + 1
-        if once and idle > 1:
-            return
+        if once and idle > 1 and tidy.is_set():
+            break
         stop.wait(0.1 if once else WATCHED)
+    return failed
 
 
-def _told(looked: threading.Event, _: object, error: Optional[Exception]) -> None:
+def _told(looked: threading.Event, errors: list[Exception], _: object, error: Optional[Exception]) -> None:
+    errors += [] if error is None else [error]
     looked.set()
 
 
-def _sweep(member: Member, before: float, now: float) -> None:
-    while member.ledger.sweep(before=before, now=now):
-        pass
+def _sweep(member: Member, before: float, now: float, tidy: threading.Event) -> None:
+    """One batch: what is to be put on record meanwhile comes before the next one."""
+    more = 0
+    try:
+        more = member.ledger.sweep(before=before, now=now)
+    finally:
+        if more and not member._closed:
+            member.write(partial(_sweep, member, before, now, tidy))
+        else:
+            tidy.set()

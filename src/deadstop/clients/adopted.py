@@ -102,6 +102,8 @@ class Adopted:
         if home is not None and home._client is not client._client:  # a copy with an HTTP client of its own
             return [] if self._channel is None else [self._channel]
         self.registry.reconciler.close()
+        if self.registry.keeper is not None:
+            self.registry.keeper.close()
         return list(self.registry.channels)
 
     def for_copy(self) -> Adopted:
@@ -218,6 +220,7 @@ def keep(adopted: Adopted, client: Any, url: Optional[str]) -> None:
     keeper.pick_up = PickUp(keeper, str(getattr(client, "base_url", "")))
     if registry.in_task:
         keeper.at_home = lambda work: registry.loop is not None and registry.loop.call(work)
+        keeper.at_work = lambda: registry.loop is not None and registry.loop.turns()
     registry.keeper = keeper
 
 

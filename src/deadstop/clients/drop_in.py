@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from contextvars import ContextVar
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, cast
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 __all__ = ["AsyncAzureOpenAI", "AsyncOpenAI", "AzureOpenAI", "OpenAI", "is_ours", "liken"]
 
 _URL = "_deadstop_url"
+
+_copied: ContextVar[Optional[type]] = ContextVar("deadstop_copied", default=None)
+"""The class of a client that is being made as a copy: it gets the other's runs, and keeps none of its own."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -88,7 +92,11 @@ def _sharing(copy: F, adopt: Callable[[Any], Any]) -> F:
 
     @functools.wraps(copy)
     def shared(self: Any, *args: Any, runs_url: Optional[str] = None, **kwargs: Any) -> Any:
-        made = share(adopt(self), copy(self, *args, **kwargs))
+        token = _copied.set(type(self))
+        try:
+            made = share(adopt(self), copy(self, *args, **kwargs))
+        finally:
+            _copied.reset(token)
         keep(adopt(made), made, runs_url)
         return made
 
@@ -116,7 +124,7 @@ def _prepared(init: Any) -> Any:
             import_module(f"deadstop.{name}")
         first = _URL not in self.__dict__  # Azure's constructor comes by here twice
         if first:
-            self.__dict__[_URL] = url_in_force(runs_url)
+            self.__dict__[_URL] = None if _copied.get() is type(self) else url_in_force(runs_url)
         init(self, *args, **kwargs)
         if first and self.__dict__[_URL] is not None:
             keep((adopt_async if isinstance(self, _Async) else adopt_sync)(self), self, self.__dict__[_URL])

@@ -74,6 +74,7 @@ class Member:
         self.private = self.ledger.url == "memory:"  # nobody else can see it
         self.holders: weakref.WeakSet[Holder] = weakref.WeakSet()
         self.writes, self.reads = Lane(), Lane()
+        self.left: set[tuple[str, int]] = set()  # runs of ours that a closed client left unconfirmed: name and epoch
         self.waiting: dict[str, Callable[[Message], None]] = {}  # by the id of a question, whom to tell of answers
         self._unborn = True
         self._born()

@@ -241,6 +241,10 @@ class Ledger(ABC):
         """What is live: open, with remote runs at work, with a cancel under way, parked. With ``ended``, all."""
 
     @abstractmethod
+    def life(self, run: str, epoch: int) -> Optional[RunRecord]:
+        """That life of a run: who held it, and when. Its cancel and its remote runs are asked for apart."""
+
+    @abstractmethod
     def remotes(self, run: str, epoch: int) -> list[RemoteRun]:
         """The remote runs of that run, oldest first."""
 

@@ -252,8 +252,14 @@ class Book(Ledger):
     # Listings.
 
     def runs(self, run: Optional[str] = None, *, ended: bool = False, limit: int = 100) -> list[RunRecord]:
-        values = {"run": rows.maybe(run), "ended": ended, "limit": limit}
-        return self.engine.read(lambda tx: [rows.run_record(each) for each in tx.all("list_runs", **values)])
+        query, named = ("list_runs", {}) if run is None else ("list_lives", {"run": rows.clean(run)})
+        values = {**named, "ended": ended, "limit": limit}
+        return self.engine.read(lambda tx: [rows.run_record(each) for each in tx.all(query, **values)])
+
+    def life(self, run: str, epoch: int) -> Optional[RunRecord]:
+        where = {"run": rows.name(run), "epoch": epoch}
+        found = self.engine.read(lambda tx: tx.one("run_by_epoch", **where))
+        return None if found is None else rows.run_record(found)
 
     def remotes(self, run: str, epoch: int) -> list[RemoteRun]:
         where = {"run": rows.name(run), "epoch": epoch}
@@ -271,8 +277,9 @@ class Book(Ledger):
         return self.engine.read(lambda tx: [rows.remote(each) for each in tx.all("orphans", **values)])
 
     def receipts(self, run: Optional[str] = None, *, since: float = 0.0, limit: int = 100) -> list[OutcomeRecord]:
-        values = {"run": rows.maybe(run), "since": float(since), "limit": limit}
-        return self.engine.read(lambda tx: [rows.outcome_record(each) for each in tx.all("list_outcomes", **values)])
+        query, named = ("list_outcomes", {}) if run is None else ("list_outcomes_of_run", {"run": rows.clean(run)})
+        values = {**named, "since": float(since), "limit": limit}
+        return self.engine.read(lambda tx: [rows.outcome_record(each) for each in tx.all(query, **values)])
 
     def refusals(self, run: Optional[str] = None, *, limit: int = 100) -> list[Refusal]:
         values = {"run": rows.maybe(run), "limit": limit}

@@ -8,12 +8,23 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.errors import UsageError
 from deadstop.kinds import register as kinds
 
-__all__ = ["checked_actors", "checked_name", "checked_new_name", "checked_policy", "checked_seconds"]
+__all__ = [
+    "LONGEST",
+    "checked_actors",
+    "checked_for_others",
+    "checked_name",
+    "checked_new_name",
+    "checked_policy",
+    "checked_seconds",
+]
+
+LONGEST = 1000
+"""How many bytes of UTF-8 a run's name may have: what the index of every home of the ledger has room for."""
 
 
 def checked_new_name(name: Any) -> str:
-    """A name for a new run, or `UsageError`: it must not look like the address of a remote run."""
-    checked = checked_name(name)
+    """A name for a new run, or `UsageError`: one that other processes can say, and that is no remote run's address."""
+    checked = checked_for_others(checked_name(name))
     kind = checked.partition(":")[0]
     if ":" in checked and kind in kinds.kinds():
         raise UsageError(
@@ -28,6 +39,19 @@ def checked_name(name: Any) -> str:
         raise UsageError(f"A run's name is a string, and this is {name!r}. Give a name such as 'chat-42'.")
     if not name.strip():
         raise UsageError("A run's name can't be empty. Give a name such as 'chat-42'.")
+    return name
+
+
+def checked_for_others(name: str) -> str:
+    """A name that every ledger can keep as it is, or `UsageError`."""
+    try:
+        size = len(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        raise UsageError(f"{name!r} can't be written as UTF-8: a name has no surrogates.") from None
+    if "\0" in name:
+        raise UsageError(f"{name!r} has a NUL in it, which a name can't have.")
+    if size > LONGEST:
+        raise UsageError(f"{name[:20]!r}... has {size} bytes, and a name {LONGEST} at most. Put more into `metadata`.")
     return name
 
 

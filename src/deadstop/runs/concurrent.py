@@ -157,10 +157,10 @@ class AsyncRuns:
     ) -> AsyncRun:
         """A run scope, to be entered with `async with`. Every call made inside, by any client of ours, belongs to it.
 
-        `name` is what to cancel it by (one is made up when there is none); `timeout` (seconds) cancels it when it is
-        over; `metadata` is yours; `policy` is the default of its cancels. Inside, a chat completion or response that
-        is not streamed is *streamed inside*, so that closing its connection really stops the server, and put
-        together again; `streamed_inside=False` turns that off.
+        `name` is what to cancel it by, at most 1000 bytes of UTF-8 without NUL (one is made up when there is none);
+        `timeout` (seconds) cancels it when it is over; `metadata` is yours; `policy` is the default of its cancels.
+        Inside, a chat completion or response that is not streamed is *streamed inside*, so that closing its connection
+        really stops the server, and put together again; `streamed_inside=False` turns that off.
 
         `cancellers` are the actors who may cancel it; without it, anybody may. `orphans="cancel"` has its remote runs
         cancelled should this process die, `orphan_grace` seconds after. With either the run is on record from the

@@ -19,6 +19,7 @@ from deadstop.errors import CancelRefusedError, LedgerError, LedgerUnavailable
 from deadstop.fleet.exchange import BUS
 from deadstop.ledger import rows
 from deadstop.ledger.facts import IntentRecord, Opening
+from deadstop.runs.checks import checked_for_others
 from deadstop.runs.kept import unix
 from deadstop.runs.waiting import Terms
 
@@ -45,9 +46,13 @@ ENDS = (Outcome.CANCELLED, Outcome.FINISHED_FIRST, Outcome.UNCONFIRMED, Outcome.
 
 
 class Elsewhere:
-    """One cancel by name. `park`: whether it waits for the run to be opened, should nobody hold it."""
+    """One cancel by name. `park`: whether it waits for the run to be opened, should nobody hold it.
+
+    Raises UsageError for a name that no run can have.
+    """
 
     def __init__(self, keeper: Keeper, name: str, asked: Terms, facts: dict[str, Any], *, park: bool) -> None:
+        checked_for_others(name)
         self.done = Completion()
         self.error: Optional[BaseException] = None
         self._keeper = keeper

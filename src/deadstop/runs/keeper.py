@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from deadstop.calls.completion import Completion
 from deadstop.calls.workers import Workers
-from deadstop.core.model import CancelReceipt, Cause, Intent
+from deadstop.core.model import CancelReceipt, Cause, Intent, Outcome
 from deadstop.errors import CancelRefusedError, LedgerUnavailable
 from deadstop.fleet.addresses import OVER_BUS
 from deadstop.fleet.member import Member
@@ -45,11 +45,27 @@ class Keeper(Hearing):
         self.registry = registry
         self.member = member
         self.at_home: Callable[[Callable[[], Any]], bool] = lambda work: (work(), True)[1]
+        self.at_work: Callable[[], bool] = lambda: True  # whether what is done at home is done now
+        self.closed = False  # its client is
         self.pick_up: Callable[[list[IntentRecord]], None] = lambda wanted: None
         self._aside = Workers(limit=1)
         self._lines: dict[str, Line] = {}
         self._births: dict[int, tuple[BaseRun, Remote]] = {}  # remote runs that are not on record yet
         member.holders.add(self)
+
+    def close(self) -> None:
+        """The client is closed, and sends nothing more: what it leaves unconfirmed is another's to finish."""
+        self.closed = True
+        if not self.member._unborn:
+            self.member.write(self._leave)
+            self.member.read(lambda: self.pick_up([]))
+
+    def _leave(self) -> None:
+        for run in list(self.registry._remotes.values()):
+            if run.cancelled and run.remote is not None and not run.remote.over:
+                kept = self.kept(self.owner(run))
+                if kept.epoch:
+                    self.member.left.add((kept.name, kept.epoch))
 
     # Runs
 
@@ -277,6 +293,8 @@ class Keeper(Hearing):
             if claim is not None:
                 claim.release()
             self._reply(kept)
+        if self.closed and told.outcome is Outcome.UNCONFIRMED and kept.epoch:
+            self.member.left.add((kept.name, kept.epoch))
 
     def _tell_anyway(self, kept: Kept, receipt: CancelReceipt) -> None:
         """The ledger may be down, and somebody who asked over the bus may be content with the receipt."""

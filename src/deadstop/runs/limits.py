@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 import uuid
+import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Callable, Optional
 
@@ -39,6 +41,11 @@ class Line:
     def __init__(self, member: Member, base_url: str) -> None:
         self.member = member
         self.server = bare(base_url)
+        self._fresh()
+        _every.add(self)
+
+    def _fresh(self) -> None:
+        """As at the start: nobody waits, nobody asks. Also for the child of a fork, where nobody hears the answer."""
         self._waiting: deque[Queued] = deque()
         self._turn: list[None] = [None]  # empty while somebody asks: list.pop is atomic
         self._first: Optional[Queued] = None  # who asked, and is to ask again
@@ -155,3 +162,15 @@ class Queued(Place):
         if self._taken:
             self._taken = False
             self._line.give_back(self._permit)
+
+
+_every: weakref.WeakSet[Line] = weakref.WeakSet()
+
+
+def _forked() -> None:
+    for each in list(_every):
+        each._fresh()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -41,6 +41,9 @@ AT_MOST = 300.0
 MOST = 32
 """How many cancels one client finishes at once. The others are left for the next process, or the next look."""
 
+STARTS = 2.0
+"""How long (seconds) a client's loop may take to begin with a cancel before another client may have it."""
+
 UNDER_WAY = 0.5
 """How long (seconds) a request of a dead process may still be on its way to the server: its status is read after."""
 
@@ -71,8 +74,7 @@ class PickUp:
         self._resting = True
 
     def __call__(self, wanted: list[IntentRecord]) -> None:
-        self._look_after()
-        if self._resting:
+        if not self._look_after():
             return
         # Not by what is in `wanted`: a canceller that looks gives its own intent alone.
         long_ago = time.monotonic() - AT_MOST
@@ -84,8 +86,7 @@ class PickUp:
 
     def offered(self, jobs: list[Job]) -> None:
         """What other hosts left behind, and nobody has in hand."""
-        self._look_after()
-        for each in jobs:
+        for each in jobs if self._look_after() else ():
             if len(self._working) >= MOST or self._resting or self._keeper.member.closed:
                 return
             try:
@@ -93,10 +94,13 @@ class PickUp:
             except (DeadstopError, ValueError) as error:
                 log.warning("The cancel of %r, of another host, can't be finished here: %s", each.intent.run, error)
 
-    def _look_after(self) -> None:
+    def _look_after(self) -> bool:
+        """Give back what can't be gone on with here. Whether anything new may be begun: if not, others are free to."""
+        here = not self._keeper.closed and self._keeper.at_work()
         for mine in list(self._working.values()):
-            if not mine.held:
+            if not (here and mine.held) or (mine.scope is None and mine.since + STARTS < time.monotonic()):
                 mine.lose()
+        return here and not self._resting
 
     def _consider_job(self, job: Job) -> None:
         member = self._keeper.member
@@ -122,14 +126,17 @@ class PickUp:
         key = (wanted.run, wanted.epoch)
         if key in self._working or self._tries.get(key, (0, 0.0))[1] > time.monotonic():
             return
-        run = next((each for each in self._ledger.runs(wanted.run, ended=True) if each.epoch == wanted.epoch), None)
-        if run is None or (run.by is not None and self._keeper.member.alive(run.by.owner)):
+        run = self._ledger.life(*key)
+        left = key in self._keeper.member.left
+        if run is None or (run.by is not None and not left and self._keeper.member.alive(run.by.owner)):
             return  # its holder's to finish
         # What lived on a connection has ended with it.
         connected = {name for name, kind in kinds.kinds().items() if kind.connected}
         targets = [each for each in self._targets(wanted) if each.kind not in connected]
         mine = [each for each in targets if each.base_url == self._base_url]
         others = [each for each in targets if each.base_url != self._base_url and not each.terminal]
+        if left and not targets:
+            return  # it is settled here, by the client that was closed
         if (targets and not mine) or (others and all(each.terminal for each in mine)):
             return  # another server's
         claim = self._ledger.claim(wanted.run)
@@ -163,6 +170,8 @@ class PickUp:
         taken = self._working[key] = _Returned(self, key, claim)
         try:
             self._take_up(wanted, run, targets, taken, part)
+            if self._keeper.closed:  # meanwhile
+                taken.lose()
         except BaseException:
             taken.give_back()
             raise
@@ -193,6 +202,8 @@ class PickUp:
             return
 
         def start() -> None:
+            if self._working.get((wanted.run, wanted.epoch)) is not mine:
+                return  # too late
             try:
                 mine.scope = self._scope(wanted, targets, mine)
                 self._keeper.kept(mine.scope).part = part
@@ -270,6 +281,7 @@ class _Returned(Claim):
         self._pick_up = pick_up
         self._key = key
         self._claim = claim
+        self.since = time.monotonic()
         self.scope: Optional[BaseRun] = None  # once it is being worked on
 
     @property
@@ -286,13 +298,14 @@ class _Returned(Claim):
 
     def give_back(self) -> None:
         """Nothing came of it here."""
-        self._pick_up._working.pop(self._key, None)
+        if self._pick_up._working.get(self._key) is self:
+            del self._pick_up._working[self._key]
         self._claim.settled = self.settled
         self._claim.release()
 
     def lose(self) -> None:
-        """It was not renewed in time: whoever has it now goes on."""
-        log.info("Cancel of %r is another process's by now.", self.run)
+        """It was not renewed in time, or nothing is done about it here any more: whoever has it now goes on."""
+        log.info("Cancel of %r is another client's by now.", self.run)
         self._pick_up._tries.pop(self._key, None)  # the pause is for what the server did not confirm
         scope = self.scope
         for child in [] if scope is None else list(scope.children.values()):

@@ -8,7 +8,22 @@ SELECT r.*,
 FROM deadstop_runs AS r
 LEFT JOIN deadstop_intents AS i ON i.run = r.run AND i.epoch = r.epoch
 LEFT JOIN deadstop_processes AS p ON p.owner = r.owner
-WHERE (CAST(:run AS TEXT) IS NULL OR r.run = :run)
+WHERE :ended
+    OR (r.closed_at IS NULL AND p.left_at IS NULL)
+    OR EXISTS (SELECT 1 FROM deadstop_remotes AS m WHERE m.run = r.run AND m.epoch = r.epoch AND NOT m.terminal)
+    OR (i.at IS NOT NULL AND i.outcome IS NULL)
+ORDER BY coalesce(r.opened_at, i.at) DESC, r.run, r.epoch DESC LIMIT :limit;
+
+-- name: list_lives
+-- As list_runs, of one name. A query of its own: one for both would read every run to find these.
+SELECT r.*,
+    (SELECT count(*) FROM deadstop_remotes AS m WHERE m.run = r.run AND m.epoch = r.epoch) AS remotes,
+    (SELECT count(*) FROM deadstop_remotes AS m WHERE m.run = r.run AND m.epoch = r.epoch AND NOT m.terminal) AS active,
+    i.at AS cancelled_at, i.parked_until, i.outcome
+FROM deadstop_runs AS r
+LEFT JOIN deadstop_intents AS i ON i.run = r.run AND i.epoch = r.epoch
+LEFT JOIN deadstop_processes AS p ON p.owner = r.owner
+WHERE r.run = :run
     AND (:ended
         OR (r.closed_at IS NULL AND p.left_at IS NULL)
         OR EXISTS (SELECT 1 FROM deadstop_remotes AS m WHERE m.run = r.run AND m.epoch = r.epoch AND NOT m.terminal)
@@ -38,7 +53,14 @@ ORDER BY m.created_at, m.kind, m.ids LIMIT :limit;
 -- name: list_outcomes
 -- The newest revision of each.
 SELECT o.* FROM deadstop_outcomes AS o
-WHERE (CAST(:run AS TEXT) IS NULL OR o.run = :run) AND o.at >= :since
+WHERE o.at >= :since
+    AND NOT EXISTS (
+        SELECT 1 FROM deadstop_outcomes AS n WHERE n.run = o.run AND n.epoch = o.epoch AND n.revision > o.revision)
+ORDER BY o.at DESC, o.run, o.epoch DESC LIMIT :limit;
+
+-- name: list_outcomes_of_run
+SELECT o.* FROM deadstop_outcomes AS o
+WHERE o.run = :run AND o.at >= :since
     AND NOT EXISTS (
         SELECT 1 FROM deadstop_outcomes AS n WHERE n.run = o.run AND n.epoch = o.epoch AND n.revision > o.revision)
 ORDER BY o.at DESC, o.run, o.epoch DESC LIMIT :limit;

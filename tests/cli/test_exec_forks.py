@@ -1,0 +1,42 @@
+"""`deadstop exec`: a signal to a process that the script has forked, such as a worker of a pool that is terminated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cli_child import command, key_and_url
+from test_exec_signals import script
+
+from deadstop.testing import FakeOpenAI
+
+FORKS = """
+import signal
+from typing import Dict
+client = OpenAI()
+with client.runs.open("parent") as run:
+    client.post("/responses", body={"model": "m", "input": "hi", "background": True}, cast_to=Dict[str, object])
+    pid = os.fork()
+    if pid == 0:
+        try:
+            while True:
+                time.sleep(60)
+        except KeyboardInterrupt:
+            os._exit(7)
+        finally:
+            os._exit(8)
+    os.kill(pid, signal.NUMBER)
+    _, status = os.waitpid(pid, 0)
+    print(os.WTERMSIG(status), os.WEXITSTATUS(status), run.cancelled)
+"""
+
+
+@pytest.mark.parametrize(("number", "ended"), [("SIGTERM", "15 0"), ("SIGINT", "0 7")])
+def test_a_signal_to_a_forked_child_cancels_nothing_of_its_parent(tmp_path: Path, number: str, ended: str) -> None:
+    """The child ends as it would without us, and the background response of its parent goes on."""
+    body = FORKS.replace("NUMBER", number)
+    with FakeOpenAI(rate=50, tokens=100_000) as server:
+        with command("exec", script(tmp_path, body), **key_and_url(server.base_url)) as child:
+            assert child.end() == 0, child.errors
+        assert child.output == [f"{ended} False", "finally", "atexit"]
+        assert [(each.truth, each.cancels) for each in server.runs] == [("active", 0)]
