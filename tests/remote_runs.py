@@ -8,6 +8,7 @@ import openai
 import pytest
 
 from deadstop import CancelPolicy
+from deadstop.clients.channel import package_of
 from deadstop.testing import FakeOpenAI
 
 QUICK = CancelPolicy(timeout=2.0, attempt_timeout=0.5, recheck=0)
@@ -53,3 +54,17 @@ def begin(world: Any, client: Any, name: Any = None, kind: str = "response") -> 
 
 def truth(server: FakeOpenAI, index: int = -1) -> Any:
     return server.runs[index]
+
+
+def http_package(world: Any) -> Any:
+    """httpx or httpx2: what the SDK in hand rides on."""
+    plain = world.client("http://127.0.0.1:9/v1")
+    package = package_of(plain._client, "httpx", "httpx2")
+    world.close(plain)
+    return package
+
+
+def http_client(world: Any, **options: Any) -> Any:
+    """An HTTP client of the user's own, of the sort that goes with the world."""
+    package = http_package(world)
+    return (package.AsyncClient if world.is_async else package.Client)(**options)

@@ -231,6 +231,15 @@ def test_since_and_limit_bound_the_open_intents(ledger: Ledger) -> None:
     assert [each.run for each in ledger.open_intents(since=NOW + 3)] == ["run-3", "run-4"]
 
 
+def test_what_could_not_be_confirmed_does_not_hide_what_nobody_has_tried(ledger: Ledger) -> None:
+    """Many old cancels that a server did not confirm come after the new ones, whatever the limit is."""
+    for number in range(3):
+        cancel(ledger, f"old-{number}", opened=opening(f"old-{number}"), now=NOW + number)
+        ledger.settle(receipt(Outcome.UNCONFIRMED, f"old-{number}"), 1, by=HERE.owner, now=NOW + number)
+    cancel(ledger, "new", opened=opening("new"), now=NOW + 100)
+    assert [each.run for each in ledger.open_intents(limit=2)] == ["new", "old-0"]
+
+
 def test_a_claim_is_one_thread_s(ledger: Ledger) -> None:
     """While it is held nobody else gets it; given back, the next one does; another run's is free."""
     with connect_claim(ledger, "chat") as mine:
