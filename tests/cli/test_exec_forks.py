@@ -16,15 +16,17 @@ from typing import Dict
 client = OpenAI()
 with client.runs.open("parent") as run:
     client.post("/responses", body={"model": "m", "input": "hi", "background": True}, cast_to=Dict[str, object])
+    reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
-            while True:
-                time.sleep(60)
+            os.write(writing, b"!")  # a signal before Python is itself again after the fork would be lost
+            time.sleep(60)
         except KeyboardInterrupt:
             os._exit(7)
         finally:
             os._exit(8)
+    os.read(reading, 1)
     os.kill(pid, signal.NUMBER)
     _, status = os.waitpid(pid, 0)
     print(os.WTERMSIG(status), os.WEXITSTATUS(status), run.cancelled)

@@ -100,7 +100,7 @@ def test_a_closed_client_takes_nothing_up(server: FakeOpenAI, url: str, ledger: 
 
 
 def test_a_client_that_is_closed_gives_back_what_it_was_about(server: FakeOpenAI, url: str, ledger: Ledger) -> None:
-    """Its claim does not last until the cancel's timeout: the next client has it right after."""
+    """It settles nothing that it can't confirm any more: the next client has the cancel, as if it were the first."""
     first = client_of(server, url, timeout=60.0)
     server.add(faults.Overloaded(503), path="/cancel")
     left_by_the_dead(ledger, server)
@@ -112,6 +112,7 @@ def test_a_client_that_is_closed_gives_back_what_it_was_about(server: FakeOpenAI
     with client_of(server, url) as second:
         finished(second, ledger)
     assert not keeper_of(first).pick_up.busy
+    assert [each.revision for each in ledger.receipts("chat-42")] == [0]  # nothing was settled before
 
 
 def test_a_copy_that_is_closed_ends_nothing_of_the_others(server: FakeOpenAI, url: str, ledger: Ledger) -> None:
