@@ -181,7 +181,8 @@ def test_closing_the_client_ends_what_waits_for_a_run(world: Any, server: FakeOp
     left open."""
     client = world.client(server.base_url, max_retries=0)
     client.runs.policy = QUICK.replace(timeout=60.0, on_timeout="return")
-    data = begin(world, client.with_options(timeout=5) if of_copy else client)
+    copy = client.with_options(timeout=5)
+    data = begin(world, copy if of_copy else client)
     server.add(faults.Overloaded(503), path="/cancel")
     pending = world.start(client.runs.cancel, f"response:{data['id']}")
     until(lambda: cancels(server), "the cancel")
