@@ -40,11 +40,8 @@ def cancels(server: FakeOpenAI) -> list[Any]:
 # What a cancel carries
 
 
-def test_a_key_that_was_replaced_is_used(
-    world: Any, client: Any, server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_key_that_was_replaced_is_used(world: Any, client: Any, server: FakeOpenAI) -> None:
     """A client that was given a new key cancels with that one, also where it has cancelled with the old one before."""
-    monkeypatch.setattr("deadstop.clients.channel.FRESH", 0.0)  # "before" is some seconds ago
     for key in ("k", "new", "newer"):
         data = begin(world, client)
         client.api_key = key

@@ -91,7 +91,12 @@ def _override(client: Any, adopted: Adopted) -> None:
 
     def close() -> Any:
         client = ref()
-        closing = cls.close(client)
+        try:
+            closing = cls.close(client)
+        except BaseException:
+            if not adopted.registry.in_task:
+                adopted.close(client)
+            raise
         return _close_after(closing, adopted, client) if inspect.isawaitable(closing) else adopted.close(client)
 
     client.request = request

@@ -62,9 +62,6 @@ class _Channel:
 
     def _arguments(self, request: Request) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         """How to have the SDK build a request."""
-        client = self._client()
-        if client is not None:  # its key may have been replaced since
-            self._builder.__dict__.update((name, client.__dict__[name]) for name in KEYS if name in client.__dict__)
         options = {"headers": dict(request.headers), "params": dict(request.query)}
         httpx = package_of(self._http, "httpx", "httpx2")
         build = self._builder.post if request.method == "POST" else self._builder.get
@@ -75,6 +72,12 @@ class _Channel:
 
         Building one takes the SDK longer than sending it.
         """
+        client = self._client()
+        now = {} if client is None else {name: client.__dict__[name] for name in KEYS if name in client.__dict__}
+        known = self._builder.__dict__
+        if any(known.get(name) != value for name, value in now.items()):  # its key was replaced
+            known.update(now)
+            self._moulds.clear()
         mould = self._moulds.get(sort_of(request))
         if mould is None or time.monotonic() - mould.made_at > FRESH:
             return None
