@@ -26,6 +26,7 @@ CLASSES: dict[str, dict[str, Any]] = {
 def test_a_copy_holds_nothing_of_its_own(url: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whose ledger comes from the environment: a copy has the client's runs, and does not read the record itself."""
     monkeypatch.setenv("DEADSTOP_URL", url)
+    monkeypatch.setenv("OPENAI_API_VERSION", "1")  # the first releases of the SDK do not hand it on to a copy
     client = getattr(deadstop, name)(api_key="k", **CLASSES[name])
     kept = client.runs._registry.keeper
     gc.disable()

@@ -9,6 +9,7 @@ from contextlib import closing
 from typing import Any
 
 import pytest
+from remote_runs import JSON
 from worlds import until
 
 import deadstop
@@ -82,7 +83,7 @@ def test_a_callback_that_means_to_leave_ends_no_thread_of_ours(
     assert other.writes.drain(20.0)
     for number, name in enumerate(("chat-42", "chat-43")):
         with client.runs.open(name) as run:
-            client.post("/responses", body=BACKGROUND, cast_to=dict)
+            client.post("/responses", body=BACKGROUND, cast_to=JSON)
             assert member.writes.drain(20.0)
             run.on_cancel(lambda _: sys.exit(1))
             now = time.time()
