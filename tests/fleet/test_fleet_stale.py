@@ -136,3 +136,18 @@ def test_a_name_that_is_on_record_from_an_earlier_turn_means_the_turn_of_now_too
     until(lambda: len({each.epoch for each in ledger.receipts("chat-42")}) == 2, "an outcome for each of the two lives")
     assert {each.outcome for each in ledger.receipts("chat-42")} == {"cancelled"}
     assert server.runs[0].truth == "cancelled"
+
+
+def test_the_turn_of_now_is_cancelled_by_nobody_who_may_not(
+    world: Any, client: Any, server: FakeOpenAI, ledger: Ledger
+) -> None:
+    """I19 also where the record did not come to know who may: the holder knows."""
+    left_behind(world, server, ledger, "chat-42")
+    with client.runs.open("chat-42") as run:
+        run.cancellers = frozenset({"ann"})  # as of one whose opening could not be recorded
+        keeper: Hearing = client.runs._registry.keeper
+        for actor, struck in (("eve", False), ("ann", True)):
+            wanted = Intent("chat-42", actor=actor, at=time.time(), request_id=f"r-{actor}")
+            ledger.record_intent(wanted, DEAD, now=time.time())
+            keeper.read_again(ledger.open_intents(), [])
+            assert run.cancelled is struck, actor

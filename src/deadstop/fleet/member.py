@@ -177,6 +177,7 @@ class Member:
                 log.warning("Not on record: %s", error)
         except BaseException as error:  # a callback of the user's that means to leave, in a thread that is not theirs
             failed = RuntimeError(repr(error))
+            log.warning("Work on the ledger was left by %r.", error)
         if done is not None:
             done(value, failed)
 

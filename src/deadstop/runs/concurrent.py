@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Optional, Protocol, Union, cast, runtime_checkable
+from typing import Any, Optional, Union, cast
 
 import anyio
 
@@ -40,15 +40,6 @@ from deadstop.runs.waiting import (
 __all__ = ["AsyncRun", "AsyncRuns"]
 
 Target = Union[str, BaseRun, Any]
-
-
-@runtime_checkable
-class AtHome(Protocol):
-    """A way to a server that is used from one loop."""
-
-    def come_home(self) -> None:
-        """The current loop is the one, if that is over, or stands still."""
-
 
 CLOSING = 1.0
 """How long (seconds) leaving a scope may take to close the streams that were left open in it."""
@@ -284,7 +275,7 @@ async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
 
 def _bring_home(run: BaseRun) -> None:
     """Where the loop is over that remote runs were started on, what they need is sent from this one."""
-    if run.remote is not None and isinstance(run.remote.channel, AtHome):
+    if run.remote is not None and hasattr(run.remote.channel, "come_home"):
         run.remote.channel.come_home()
     for child in list(run.children.values()):
         _bring_home(child)

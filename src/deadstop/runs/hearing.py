@@ -160,9 +160,9 @@ class Hearing(ABC):
                 self.strike(run, each.intent)
             elif run is None and each.outcome is None:
                 run = self.today(each.run)
-                asked = [wish for wish in (each.intent, *each.later) if run and wish.at >= unix(run.opened)]
-                if run is not None and not run.cancelled and asked:
-                    self.strike(run, replace(asked[0], request_id=None))
+                for wish in () if run is None else (each.intent, *each.later):
+                    if run is not None and not run.cancelled and wish.at >= unix(run.opened) and self.may(run, wish):
+                        self.strike(run, replace(wish, request_id=None))
             elif run is not None and run.receipt is not None and run.receipt.outcome is not (each.outcome or 0):
                 self.settled(run, run.receipt)  # the ledger was down when there was an outcome
         try:

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 __all__ = ["REGISTRIES", "Registry", "stop_new_runs"]
 
 HELD = 10_000
-"""How many remote runs a registry knows at most. One that it has forgotten can be cancelled by its address still."""
+"""How many remote runs a registry knows before it forgets the oldest of those that nobody cancels and whose scopes were
+left. One that it has forgotten can be cancelled by its address still."""
 
 KEPT = 1000
 """How many ended runs a registry remembers, so that a cancel that comes too late is told so."""
