@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import sys
 import threading
 import weakref
@@ -35,6 +36,18 @@ Connection = Any  # psycopg.Connection[dict[str, Any]], which the type checker m
 
 _abandoned: list[Connection] = []
 _all: weakref.WeakSet[Postgres] = weakref.WeakSet()
+
+
+@cache
+def _hint() -> bytes:
+    return queries("postgres")["hint"].replace(":channel", "$1").replace(":told", "$2").encode()
+
+
+@cache
+def _inserts(names: tuple[str, ...]) -> bytes:
+    """These inserts as one statement, which announces, too."""
+    parts = [b"q%d AS (%s)" % (number, _statements()[each]) for number, each in enumerate(names)]
+    return b"WITH " + b", ".join(parts) + b" " + _statements()["announce"]
 
 
 @cache
@@ -64,8 +77,8 @@ class _Transaction:
     def lock(self, run: str) -> None:
         self.one("lock_run", run=run)
 
-    def announce(self, cancel: Announcement) -> None:
-        self.one("announce", told=json.dumps(cancel._asdict()))
+    def insert(self, queries: tuple[str, ...], told: Announcement, **values: Any) -> None:
+        self.connection.execute(_inserts(queries), {**values, "told": json.dumps(told._asdict())})
 
 
 class Postgres:
@@ -264,9 +277,29 @@ class Postgres:
 
     # Signals: see ``deadstop.fleet.wire``.
 
-    def hint(self, channel: str, told: str) -> None:
-        """Tell whoever listens there now."""
-        self._once_more(lambda connection: _Transaction(connection).one("hint", channel=channel, told=told))
+    def hint(self, channel: str, told: str, then: Callable[[], None]) -> None:
+        """Tell whoever listens there now, and do ``then`` as soon as that is on its way: the server does it in any
+        case from there on. Raises a LedgerError without ``then``."""
+        values = [channel.encode(), told.encode()]
+        done: list[None] = []
+
+        def run(connection: Connection) -> None:
+            wire = connection.pgconn
+            wire.send_query_params(_hint(), values)
+            while wire.flush():
+                select.select([], [wire.socket], [], self._patience)
+            if not done:
+                done.append(None)
+                then()
+            while (result := wire.get_result()) is not None:
+                if result.status != psycopg.pq.ExecStatus.TUPLES_OK:
+                    raise psycopg.errors.error_from_result(result)
+
+        try:
+            self._once_more(run)
+        except LedgerError:
+            if not done:
+                raise
 
     def session(self, owner: str, channels: list[str]) -> Connection:
         """A connection of the caller's own, which listens to ``channels``, and by which others know that ``owner`` is
