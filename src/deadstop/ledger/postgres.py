@@ -31,6 +31,10 @@ __all__ = ["Postgres"]
 
 MOST = 8  # connections of one ledger, besides that of its signals
 
+PAUSE = 2.0
+"""How long (seconds) a process may be silent in the middle of a transaction: one that is stopped there keeps the locks
+that others need to take over its work. The server ends its session; should it go on, the transaction is run again."""
+
 T = TypeVar("T")
 Connection = Any  # psycopg.Connection[dict[str, Any]], which the type checker may not have
 
@@ -133,7 +137,8 @@ class Postgres:
         return self._once_more(lambda connection: job(_Transaction(connection)))
 
     def _once_more(self, run: Callable[[Connection], T]) -> T:
-        """A connection that lay idle may have died unnoticed, as after a restart: then once more, on a new one."""
+        """A connection that lay idle may have died unnoticed, as after a restart, or we were stopped in the middle of a
+        transaction: then once more, on a new one."""
         try:
             return self._once(run, fresh=False)
         except _Stale:
@@ -144,8 +149,9 @@ class Postgres:
             with self._borrowed(fresh) as (connection, idle):
                 try:
                     return run(connection)
-                except psycopg.OperationalError as error:
-                    if idle and connection.closed:
+                except psycopg.Error as error:
+                    silent = isinstance(error, psycopg.errors.IdleInTransactionSessionTimeout)
+                    if not fresh and (silent or (idle and connection.closed)):
                         raise _Stale from error
                     raise
         except psycopg.Error as error:
@@ -183,9 +189,8 @@ class Postgres:
     def _connect(self) -> Connection:
         made = psycopg.connect(**self._settings, autocommit=True, row_factory=psycopg_rows.dict_row)
         try:
-            wait = str(max(1, int(self._patience * 1000)))
-            for name in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
-                made.execute(_statements()["set_bound"], {"name": name, "milliseconds": wait})
+            wait, pause = (str(max(1, int(each * 1000))) for each in (self._patience, min(self._patience, PAUSE)))
+            _Transaction(made).one("set_bounds", wait=wait, pause=pause)
         except BaseException:
             made.close()
             raise
@@ -321,7 +326,7 @@ class Postgres:
 
 
 class _Stale(Exception):
-    """A connection turned out to be dead before it did anything."""
+    """A connection turned out to be dead before it had done anything that lasts."""
 
 
 def _without_password(url: str) -> str:
