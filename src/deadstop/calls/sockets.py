@@ -86,7 +86,13 @@ class Owned:
             if self._owner is not call or self._closed or self._multiplexed or self._process is not _process:
                 return False
             self._dead = True
-            return shut_down(self._sock or self._inner.get_extra_info("socket"))
+            sock = self._sock or self._inner.get_extra_info("socket")
+            if type(sock) is not socket.socket:
+                return shut_down(sock)
+            sock.shutdown(socket.SHUT_RDWR)  # as `shut_down` would; a function more is microseconds, cold
+            return True
+        except OSError:  # not connected any more
+            return False
         finally:
             self._lock.release()
 
