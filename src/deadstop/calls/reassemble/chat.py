@@ -8,7 +8,8 @@ import re
 from typing import Any, Optional
 
 from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated
-from deadstop.calls.reassemble.merge import Node, absorb, overlay, settle
+from deadstop.calls.reassemble.merge import Node, Text, absorb, overlay, settle
+from deadstop.calls.reassemble.names import grown
 from deadstop.calls.reassemble.toolcalls import ToolCalls
 
 _SEVERITIES = ("safe", "low", "medium", "high")
@@ -30,9 +31,10 @@ class ChatAssembler(Assembler):
     most servers open each stream with an empty content, and answer null when not streamed.
     """
 
-    def __init__(self, choices: int = 1) -> None:
+    def __init__(self, choices: int = 1, tools: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self._wanted = choices
+        self._tools = tools
         self._head: dict[str, Any] = {}
         self._latest: dict[str, Any] = {}
         self._usage: Any = None
@@ -87,7 +89,7 @@ class ChatAssembler(Assembler):
             index = place
         mine = self._choices.get(index)
         if mine is None:
-            mine = self._choices[index] = _Choice()
+            mine = self._choices[index] = _Choice(self._tools)
         usage = choice.pop("usage", None)
         if usage:
             # Moonshot reports the usage inside the choice, when streaming only.
@@ -118,8 +120,9 @@ class ChatAssembler(Assembler):
 class _Choice:
     """One choice, growing."""
 
-    def __init__(self) -> None:
+    def __init__(self, tools: frozenset[str]) -> None:
         self.finish_reason: Optional[str] = None
+        self._tools = tools
         self._message = Node()
         self._calls: Optional[ToolCalls] = None
         self._fields = Node()
@@ -136,14 +139,24 @@ class _Choice:
             fragments = delta.get("tool_calls")
             if isinstance(fragments, list):
                 if self._calls is None:
-                    self._calls = ToolCalls()
+                    self._calls = ToolCalls(self._tools)
                 self._calls.take(fragments)
                 # An empty list holds the place of the calls among the fields of the message.
                 delta["tool_calls"] = []
+            legacy = delta.get("function_call")
+            if isinstance(legacy, dict):
+                self._name(legacy)
             absorb(self._message, delta)
         self.finish_reason = choice.pop("finish_reason", None) or self.finish_reason
         if choice and choice != self._quiet:
             self._take_fields(choice)
+
+    def _name(self, fragment: dict[str, Any]) -> None:
+        known = self._message.get("function_call")
+        if isinstance(known, Node) and known.get("name"):
+            arguments = known.get("arguments")
+            begun = isinstance(arguments, Text) and any(arguments)
+            known["name"] = grown(known["name"], fragment.get("name"), begun, self._tools)
 
     def _take_fields(self, fields: dict[str, Any]) -> None:
         if "content_filter_results" in fields:
