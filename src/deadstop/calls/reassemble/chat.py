@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any, Optional
 
-from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated
+from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated, error_in
 from deadstop.calls.reassemble.merge import Node, Text, absorb, overlay, settle
 from deadstop.calls.reassemble.names import grown
 from deadstop.calls.reassemble.toolcalls import ToolCalls
@@ -53,11 +53,13 @@ class ChatAssembler(Assembler):
         except (ValueError, RecursionError):
             if name not in (b"", b"message", b"error"):
                 return False  # a gateway's own event (`event: ping` with the time of day) is no part of the answer
+            if b"[DONE]".startswith(data.strip()):
+                return False  # the mark, cut off
             return self._fail(text) if name == b"error" else self._break()
+        if error_in(chunk) is not None or (name == b"error" and isinstance(chunk, dict)):
+            return self._fail(chunk)
         if not isinstance(chunk, dict):
             return False
-        if chunk.get("error") or name == b"error" or chunk.get("object") == "error":
-            return self._fail(chunk)
         if "usage" in chunk:
             self._has_usage = True
             self._usage = chunk.pop("usage") or self._usage
@@ -97,12 +99,21 @@ class ChatAssembler(Assembler):
             self._usage = usage
         mine.take(choice)
 
+    def _finished(self) -> int:
+        return sum(choice.finish_reason is not None for choice in self._choices.values())
+
+    def _ended(self) -> bool:
+        return bool(self._choices) and self._finished() == len(self._choices) >= self._wanted
+
+    def _has_all(self) -> bool:
+        # A usage that is null so far was to follow; a server that names none has none to tell.
+        return self._ended() and not (self._has_usage and not self._usage)
+
     def _assemble(self) -> Assembled:
-        finished = sum(choice.finish_reason is not None for choice in self._choices.values())
-        if not self._complete and not (self._choices and finished == len(self._choices) >= self._wanted):
+        if not self._complete and not self._ended():
             raise Truncated(
-                f"The server ended the stream after {self._count} events, before the chat completion was "
-                f"complete ({finished} of {max(self._wanted, len(self._choices))} choices finished)."
+                f"The server ended the stream after {self._count} events, before the chat completion was complete "
+                f"({self._finished()} of {max(self._wanted, len(self._choices))} choices finished)."
             )
         if not self._head and not self._choices and not self._has_usage:
             raise Truncated("The server ended the stream without sending any part of a chat completion.")
