@@ -74,28 +74,32 @@ def check_settings(*, opening: bool = False) -> None:
     raw = _raw()
     if not raw:
         return
-    ours, kinds = _ours(), defaults()
-    path = ours.get("DEADSTOP_CONFIG")
-    seen = (opening, raw, _stamp(path), frozenset(kinds))
-    if seen == _checked.get("it"):
+    kinds = defaults()
+    known = (opening, raw, frozenset(kinds))
+    known_then, path, stamp = _checked.get("it", (None, None, None))
+    if known == known_then and stamp == _stamp(path):
         return
-    file = _file(path)
+    ours = _ours()
+    path = ours.get("DEADSTOP_CONFIG")
+    stamp, file = _stamp(path), _file(path)
     named = (file or {}).get("kinds")
     if not opening and isinstance(named, Mapping):
         kinds = {**{str(name): {} for name in named}, **kinds}
     for kind in ("call", *kinds):
         policy_from(ours, file, kind=kind, kinds=kinds)
-    _checked["it"] = seen
+    _checked["it"] = (known, path, stamp)
 
 
 _complained: set[str] = set()
-_checked: dict[str, Any] = {}
+_checked: dict[str, tuple[Any, Any, Any]] = {}  # what was found right
 
 
 def _raw() -> tuple[Any, ...]:
     """Our variables as the system keeps them: each cancel asks, and decoding all of them takes longer than the rest."""
     raw = getattr(os.environ, "_data", None) or dict(os.environ)
-    return tuple((name, raw.get(name)) for name in list(raw) if name[:9] in (b"DEADSTOP_", "DEADSTOP_"))
+    names = list(raw)
+    prefix: Any = b"DEADSTOP_" if names and isinstance(names[0], bytes) else "DEADSTOP_"
+    return tuple([(name, raw.get(name)) for name in names if name.startswith(prefix)])
 
 
 def _stamp(path: Optional[str]) -> Any:
