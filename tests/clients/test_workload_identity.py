@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from remote_runs import begin, http_package, truth
+from remote_runs import begin, create, http_package, truth
 
 import deadstop
 from deadstop import CancelPolicy, RunCancelledError
@@ -30,6 +31,8 @@ class Front:
         self.httpx = http_package(world)
         self.server = self.httpx.URL(server.base_url)
         self.lifetime = lifetime
+        self.tokens = ""
+        """The address of a server that hands out tokens, if not this."""
         self.seen: list[tuple[str, Any, bool]] = []
         """Of each request: its path, its key, and whether it went by the user's own transport."""
 
@@ -38,10 +41,13 @@ class Front:
 
         def answer(transport: Any, request: Any) -> Any:
             front.seen.append((request.url.path, request.headers.get("Authorization"), transport.mine is transport))
+            to = front.server
             if request.url.host == "mtls.auth.openai.com":
+                to = front.tokens and httpx.URL(front.tokens)
+            if not to:
                 token = f"t{len(front.seen)}"
                 return httpx.Response(200, json={"access_token": token, "expires_in": front.lifetime})
-            request.url = request.url.copy_with(scheme="http", host=front.server.host, port=front.server.port)
+            request.url = request.url.copy_with(scheme="http", host=to.host, port=to.port)
             return None
 
         class Sync(httpx.BaseTransport):
@@ -104,3 +110,22 @@ def test_a_remote_run_is_cancelled_on_the_channel_s_own_connections(
     assert all(key.startswith("Bearer t") for path, key, _ in since if path.startswith("/v1/responses"))
     assert any(path == "/oauth/token" for path, _, _ in since) is (lifetime < 1)
     world.close(client)
+
+
+def test_a_cancel_while_a_token_is_fetched_leaves_no_orphan(world: Any, server: FakeOpenAI) -> None:
+    """Nothing of the request has left, so nothing is submitted any more, and there is no run to look for (I12, I13)."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(20)
+        front = Front(world, server, 3600)
+        front.tokens = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        client = client_of(world, front)
+        function, args, kwargs = create(client)
+        work = world.start(world.call, client, "x", function, *args, **kwargs)
+        with silent.accept()[0] as connection:
+            assert connection.recv(65536)
+            receipt = world.run(client.runs.cancel, "x", timeout=5.0)
+        assert isinstance(work.failure(), RunCancelledError)
+        assert (receipt.outcome, [each.orphan_suspect for each in receipt.children]) == ("cancelled", [None])
+        assert receipt.elapsed < 1
+        assert not server.requests
+        world.close(client)
