@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -81,20 +82,27 @@ def test_bytes_and_text_of_a_streaming_response(world: Any, client: Any) -> None
         assert len(seen) == 3
 
 
-def test_the_stream_parsed_from_a_raw_response(world: Any, client: Any) -> None:
-    """`with_raw_response` and `parse()`: the stream is fenced like any other."""
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_the_stream_parsed_from_a_raw_response(world: Any, client: Any, in_thread: bool) -> None:
+    """`with_raw_response` and `parse()`, here or in a thread: the stream is fenced like any other, and one."""
     seen: list[Any] = []
+
+    def parsed(raw: Any) -> Any:
+        with ThreadPoolExecutor() as pool:
+            stream = pool.submit(raw.parse).result(20) if in_thread else raw.parse()
+        assert raw.parse() is stream
+        return stream
 
     class Opened:
         """The parsed stream, in the shape of a context manager of either world."""
 
         def __enter__(self) -> Any:
-            return client.chat.completions.with_raw_response.create(**CHAT, stream=True).parse()
+            return parsed(client.chat.completions.with_raw_response.create(**CHAT, stream=True))
 
         def __exit__(self, *_: Any) -> None: ...
 
         async def __aenter__(self) -> Any:
-            return (await client.chat.completions.with_raw_response.create(**CHAT, stream=True)).parse()
+            return parsed(await client.chat.completions.with_raw_response.create(**CHAT, stream=True))
 
         async def __aexit__(self, *_: Any) -> None: ...
 

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import anyio
 import openai
 import pytest
 from remote_runs import QUICK, begin, create, http_client, http_package, truth
@@ -15,6 +16,8 @@ from worlds import WORLDS, Threads, open_world, until
 import deadstop
 from deadstop import CancelPolicy, RunCancellationTimeoutError
 from deadstop.calls.workers import LIMIT
+from deadstop.clients.adopted import adopt_async
+from deadstop.kinds.base import Request
 from deadstop.testing import FakeOpenAI, faults
 
 
@@ -207,3 +210,21 @@ def test_an_error_at_the_end_leaves_nothing_going_on(world: Any, server: FakeOpe
         world.close(client)
     assert len(client.runs._registry.reconciler) == 0
     world.run(close)
+
+
+@pytest.mark.parametrize("backend", [each for each in WORLDS if each != "threads"])
+def test_what_is_to_be_sent_when_the_loop_is_over_is_not_sent(server: FakeOpenAI, backend: str) -> None:
+    """A deadline's thread, or a signal handler, may ask for it: it is told so, and goes on with what it is at."""
+    client = deadstop.AsyncOpenAI(api_key="k", base_url=server.base_url, max_retries=0)
+    results: list[Any] = []
+
+    async def program() -> Any:
+        found = adopt_async(client).channel(client)
+        await client.close()
+        return found
+
+    channel = anyio.run(program, backend=backend)
+    channel.send(Request("POST", "/responses/resp_1/cancel", {}, {}), 1, 1.0, lambda: None, results.append)
+    assert [result.attempt.error for result in results] == ["the event loop is closed"]
+    assert not channel.spawn(lambda: results.append("begun"))
+    assert len(results) == 1

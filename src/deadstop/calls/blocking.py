@@ -110,7 +110,7 @@ def _exchange(call: Call, request: Any, send: Callable[[Any], Any], transport: A
     pools = list(pools_of(transport))
     for pool in pools:
         hook_backend(pool)
-    call.begin_exchange(opaque=not pools)
+    call.begin_exchange(opaque=not pools, request=request)
     request.extensions = {**request.extensions, CALL: call}
     call.url = request.url
     call.exchanging = True

@@ -84,6 +84,7 @@ class Call:
         "__weakref__",
         "_opaque",
         "answer_within",
+        "aside",
         "attempt",
         "body_closed",
         "cancelled",
@@ -189,6 +190,7 @@ class Call:
         self.last: Any = None  # the last event of the stream, delivered or drained
         self.usage: Optional[dict[str, Any]] = None  # as far as it was seen elsewhere
         self.url: Any = None  # where the last request went
+        self.aside = False  # that request is for something that the call needs first, and nothing of the call itself
         self._opaque = False
         self.attempt: dict[str, Any] = {}
 
@@ -301,14 +303,16 @@ class Call:
         """Keep facts about the current attempt: dns, connect, tls, first_byte (seconds), request_id, error."""
         self.attempt.update(facts)
 
-    def begin_exchange(self, *, opaque: bool) -> None:
+    def begin_exchange(self, *, opaque: bool, request: Any = None) -> None:
         """A request is about to enter the transport. Raises `Interruption` when it must not (I13)."""
         self.check()
+        # The SDK, or the user's auth, may get itself a token first, by the same transport.
+        self.aside = request is not None and request.url.path.endswith("/token") and not self.path.endswith("/token")
         self._opaque = opaque
         self.thread = threading.get_ident()
         self.attempt = {"number": self.attempt.get("number", 0) + 1, "started": time.monotonic()}
         self.phase = Phase.UNKNOWN if opaque else Phase.WAITING_FOR_POOL
-        self.sent = self.sent or opaque  # nobody tells us when an opaque transport sends
+        self.sent = self.sent or (opaque and not self.aside)  # nobody tells us when an opaque transport sends
         self.completed = False
         self.read_deadline = None
         if self.tracker is not None:
@@ -317,6 +321,10 @@ class Call:
     def sending(self, multiplexed: bool) -> None:
         """Bytes of the request are about to leave. Raises `Interruption` when they must not."""
         self.waker = None
+        if self.aside:
+            self.check()
+            self.phase, self.multiplexed = Phase.SENDING, multiplexed
+            return
         before, self.sent = self.sent, True  # first, then the look: a canceller that finds it sent may hold the call
         if self.cancelled and not (before and self.held):
             self.sent = before

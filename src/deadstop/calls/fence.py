@@ -104,7 +104,7 @@ class FencedAsync:
         self._call = call
         self._counted = counted
         self._inner = inner
-        self._loop = Loop.current() if counted else None
+        self._loop = (call.loop or Loop.current()) if counted else None  # a raw response may be parsed in a thread
         self._next = inner.__anext__
         self.inside = False
         self.owner: Any = None
@@ -324,6 +324,8 @@ def _with_fenced_parse(cls: Any) -> type:
                 for kind, kept in list(cache.items()):
                     if kept is parsed:  # the stream itself refers to itself: what is kept is to be free of that
                         cache[kind] = twin
+                if _own(self).get("_parsed") is parsed:  # where openai 1.0 keeps it
+                    self._parsed = twin
                 parsed = twin
             return parsed
 

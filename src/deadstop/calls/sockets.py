@@ -62,7 +62,7 @@ class Owned:
     def share(self, call: Optional[Call]) -> None:
         """`call` is about to write to a connection that others use, too."""
         if call is not None and not call.multiplexed:
-            call.multiplexed = call.sent = True
+            call.multiplexed, call.sent = True, call.sent or not call.aside
             call.phase = Phase.SENDING
 
     def greets_proxy(self, buffer: bytes) -> bool:

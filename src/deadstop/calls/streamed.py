@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import re
 import time
 from collections.abc import Awaitable, Generator
@@ -21,7 +22,7 @@ from typing import Any, Callable, Optional
 from deadstop.calls.call import Call, Interruption
 from deadstop.calls.drain import Drain, in_thread
 from deadstop.calls.loops import Loop
-from deadstop.calls.reassemble import Plan, Truncated, plan
+from deadstop.calls.reassemble import REFUSE, Plan, Refusal, Truncated, error_in, plan, refusal
 from deadstop.calls.turns import Overdue
 from deadstop.core.model import Streamed
 
@@ -30,11 +31,7 @@ __all__ = ["exchange_blocking", "exchange_concurrent"]
 LINGER = 0.1
 """How long (seconds) to wait for the end of the body after the last event, so that the connection can be reused."""
 
-_REFUSALS = frozenset({400, 404, 405, 406, 415, 422, 501})
-
 _EVENTS = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:data|event|id|retry)?\s?:")
-
-_NAMES_STREAM = re.compile(rb"(?<!up)(?<!down)stream", re.IGNORECASE)  # a gateway's "upstream" is no refusal
 
 
 @dataclass(frozen=True)
@@ -200,7 +197,8 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
     # would renew it; so it bounds the whole answer instead, and fails when the plain call would have.
     call.answer_within = (request.extensions.get("timeout") or {}).get("read")
     try:
-        for index, one in enumerate(tries):
+        while tries:
+            one = tries.pop(0)
             call.check()
             if one is None:
                 call.streamed = Streamed.REFUSED
@@ -211,17 +209,21 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
                 return response
             call.streamed = Streamed.INSIDE
             response = yield _Send(_with_body(request, one.body))
-            if response.status_code in _REFUSALS:
+            status, is_stream = response.status_code, _is_stream(response)
+            if status >= 300 and not (status in REFUSE or (status >= 400 and is_stream)):
+                return response
+            if status >= 400:
                 text = yield from _read_all(response)
-                if _NAMES_STREAM.search(text):
-                    continue
-                return _answer(response, text)
-            if index and one is bare and response.status_code < 400:
+                refused = refusal(status, text)
+                if refused is Refusal.NOTHING:
+                    return _error(response, one, text) if is_stream else _answer(response, text)
+                if refused is Refusal.STREAM:
+                    tries = [None]
+                continue
+            if options and one is bare:
                 call.memory[(key, "stream_options")] = False
             begun: list[bytes] = []
-            if not response.headers.get("content-type", "").lower().startswith("text/event-stream"):
-                if response.status_code >= 400 or 300 <= response.status_code < 400:
-                    return response
+            if not is_stream:
                 # Some servers stream under another type, or none: what comes says what it is.
                 while not b"".join(begun).strip():
                     chunk = yield _Read(response)
@@ -229,10 +231,12 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
                         break
                     begun.append(chunk)
                 if not _EVENTS.match(b"".join(begun)):
-                    call.streamed = Streamed.REFUSED
-                    call.memory[(key, "stream")] = False
                     call.answer_within = call.read_deadline = None
-                    return _answer(response, b"".join(begun) + (yield from _read_all(response)))
+                    body = b"".join(begun) + (yield from _read_all(response))
+                    if not _is_error(body):  # which says nothing of the answers that it will have
+                        call.streamed = Streamed.REFUSED
+                        call.memory[(key, "stream")] = False
+                    return _answer(response, body)
             return (yield from _assemble(call, response, one, begun))
     except Overdue:
         raise _package(request).ReadTimeout("timed out", request=request) from None
@@ -246,7 +250,13 @@ def _assemble(call: Call, response: Any, planned: Plan, begun: list[bytes]) -> _
     complete = False
     try:
         while not complete:
-            chunk = begun.pop(0) if begun else (yield _Read(response))
+            try:
+                chunk = begun.pop(0) if begun else (yield _Read(response))
+            except (Exception, Overdue):
+                if not assembler.is_whole():
+                    raise
+                call.completed = True
+                break  # what is lost is the end mark
             if chunk is None:
                 break
             complete = assembler.feed(chunk)
@@ -304,6 +314,28 @@ class _Kept:
     def close_idle(self) -> bool:
         self.close()
         return True
+
+
+def _is_stream(response: Any) -> bool:
+    return bool(response.headers.get("content-type", "").lower().startswith("text/event-stream"))
+
+
+def _error(response: Any, planned: Plan, text: bytes) -> Any:
+    """An error whose body came as an event, which the SDK does not look into where no stream was asked for."""
+    assembler = planned.assembler()
+    assembler.feed(text)
+    with contextlib.suppress(Truncated):
+        assembled = assembler.finish()
+        if assembled.status >= 400:
+            return _answer(response, assembled.body, content_type="application/json")
+    return _answer(response, text)
+
+
+def _is_error(body: bytes) -> bool:
+    try:
+        return error_in(json.loads(body)) is not None
+    except (ValueError, RecursionError):
+        return False
 
 
 def _read_all(response: Any) -> Generator[Any, Any, bytes]:

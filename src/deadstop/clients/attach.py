@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from deadstop.clients.adopted import ATTRIBUTE, Adopted, adopt_async, adopt_sync, keep, share, url_in_force
@@ -27,7 +28,8 @@ def attach(client: Any, *, url: Optional[str] = None) -> Union[Runs, AsyncRuns]:
 
     `url` is the address of a ledger, as `runs_url` of `OpenAI`; without it `DEADSTOP_URL` counts.
 
-    Raises `UnsupportedClientError` for anything else, LedgerError if the ledger can't be used.
+    Raises `UnsupportedClientError` for anything else, LedgerError if the ledger can't be used, `UsageError` for a
+    `DEADSTOP_*` setting that can't be.
     """
     if is_ours(client):
         if url is not None:
@@ -41,6 +43,8 @@ def attach(client: Any, *, url: Optional[str] = None) -> Union[Runs, AsyncRuns]:
             "Give the client object itself, such as the `openai.OpenAI(...)` that your framework holds."
         )
     known: Any = client.__dict__.get(ATTRIBUTE)
+    if known is None:
+        import_module("deadstop.runs.settings").check_settings()
     url = url_in_force(url) if url is not None or known is None else None
     if known is None:
         known = _attach(client, inspect.iscoroutinefunction(request))

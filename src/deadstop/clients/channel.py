@@ -7,6 +7,7 @@ decided by the core.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import time
 import weakref
@@ -21,7 +22,7 @@ from deadstop.calls.errand import Errand, Result
 from deadstop.calls.fresh import fresh_client
 from deadstop.calls.loops import Loop
 from deadstop.calls.workers import LIMIT, Workers
-from deadstop.clients.moulds import FRESH, KEYS, Captured, Mould, builder, is_personal, sort_of
+from deadstop.clients.moulds import FRESH, KEYS, Captured, Mould, builder, is_personal, lend, sort_of
 from deadstop.core.model import Attempt, Phase
 from deadstop.kinds.base import Request
 
@@ -62,6 +63,7 @@ class _Channel:
 
     def _arguments(self, request: Request) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
         """How to have the SDK build a request."""
+        lend(self._builder, self._http)
         options = {"headers": dict(request.headers), "params": dict(request.query)}
         httpx = package_of(self._http, "httpx", "httpx2")
         build = self._builder.post if request.method == "POST" else self._builder.get
@@ -232,7 +234,8 @@ class AsyncChannel(_Channel):
     def come_home(self) -> None:
         """As `at_home`, if the loop that it is at home on is over, or stands still."""
         if self._loop is None or not self._loop.turns():
-            self.at_home()
+            with contextlib.suppress(RuntimeError):  # nor is there one here: nothing can be sent
+                self.at_home()
 
     def spawn(self, work: Told) -> bool:
         """Have `work` run soon, on the loop. False if the loop is over. Any thread, and signal handlers."""

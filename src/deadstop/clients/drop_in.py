@@ -124,13 +124,18 @@ def _prepared(init: Any) -> Any:
             import_module(f"deadstop.{name}")
         first = _URL not in self.__dict__  # Azure's constructor comes by here twice
         if first:
-            self.__dict__[_URL] = None if _copied.get() is type(self) else url_in_force(runs_url)
+            self.__dict__[_URL] = None if _copied.get() is type(self) else _checked_url(runs_url)
         init(self, *args, **kwargs)
         if first and self.__dict__[_URL] is not None:
             keep((adopt_async if isinstance(self, _Async) else adopt_sync)(self), self, self.__dict__[_URL])
 
     __init__.__signature__ = _with_url(init)  # type: ignore[attr-defined]
     return __init__
+
+
+def _checked_url(runs_url: Optional[str]) -> Optional[str]:
+    import_module("deadstop.runs.settings").check_settings()
+    return url_in_force(runs_url)
 
 
 @hook_resources
@@ -140,7 +145,7 @@ class OpenAI(_Sync, openai.OpenAI, metaclass=_Likeness):
     `runs_url` is the address of a ledger (`sqlite:`, `sqlite:////path/runs.db`, `postgresql://...`; or from
     `DEADSTOP_URL`): with one, runs can be cancelled from other processes, and cancels outlive a crash. Raises
     LedgerError if it can't be used. Without one nothing is kept. After a space it takes a bus between hosts:
-    `sqlite: nats://bus:4222`; a bus alone will do, too.
+    `sqlite: nats://bus:4222`; a bus alone will do, too. Raises UsageError for a bad `DEADSTOP_*` setting.
     """
 
     __init__ = _prepared(openai.OpenAI.__init__)

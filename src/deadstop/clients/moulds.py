@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import threading
 from typing import Any, Callable, NamedTuple
+
+import anyio
 
 from deadstop.calls.pool import recast
 from deadstop.clients.adopted import ATTRIBUTE
 from deadstop.kinds.base import Request
 
-__all__ = ["FRESH", "KEYS", "Captured", "Mould", "builder", "is_personal", "sort_of"]
+__all__ = ["FRESH", "KEYS", "Captured", "Mould", "builder", "is_personal", "lend", "sort_of"]
 
 FRESH = 2.0
 """How long (seconds) a request that the SDK has built may serve as a mould for others: tokens expire."""
@@ -54,6 +57,47 @@ def _capturing(cls: Any) -> type:
     return Capture
 
 
+def _giving(cls: Any) -> type:
+    """X.509 workload identity (openai 3.54) that gives a request up, which the SDK else sends past its HTTP client."""
+
+    class Giving(cls):  # type: ignore[misc]
+        def send_api_request(
+            self, request: Any, *, expected_origin: Any, expected_authorization: Any, **kwargs: Any
+        ) -> Any:
+            raise Captured(request, {"auth": None, **kwargs})
+
+    return Giving
+
+
+_TOKEN = ("_cached_token", "_cached_token_expires_at_monotonic", "_cached_token_refresh_at_monotonic")
+
+
+def _own_identity(twin: Any) -> None:
+    auth = twin.__dict__.get("_workload_identity_auth")
+    if not hasattr(auth, "send_api_request"):
+        return
+    # Not the client's: nobody is to wait for the connections on which that one renews its token.
+    twin._workload_identity_auth = own = copy.copy(auth)
+    own.theirs = auth
+    own._lock = threading.Lock()
+    own._condition, own._refreshing = threading.Condition(own._lock), False
+    if hasattr(own, "_async_lock"):
+        own._async_lock = anyio.Lock()
+    recast(own, _giving)
+
+
+def lend(twin: Any, http_client: Any) -> None:
+    """Have `twin`, a builder, fetch the tokens that its client has not got with `http_client`."""
+    own = twin.__dict__.get("_workload_identity_auth")
+    if not hasattr(own, "send_api_request"):
+        return
+    own._http_client, theirs = http_client, own.theirs
+    with theirs._lock:
+        if (theirs._cached_token_expires_at_monotonic or 0) > (own._cached_token_expires_at_monotonic or 0):
+            for name in _TOKEN:
+                setattr(own, name, getattr(theirs, name))
+
+
 def builder(client: Any) -> Any:
     """The client once more, to build requests: without retries and resources (they would keep the client alive)."""
     twin = copy.copy(client)
@@ -65,6 +109,7 @@ def builder(client: Any) -> Any:
     twin.max_retries = 0
     twin._client = copy.copy(client._client)
     recast(twin._client, _capturing)
+    _own_identity(twin)
     return twin
 
 

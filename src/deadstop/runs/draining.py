@@ -11,7 +11,6 @@ from deadstop.calls.call import Call
 from deadstop.calls.drain import Drain
 from deadstop.core.model import CallFacts, CancelReceipt, Phase
 from deadstop.core.policy import CancelPolicy
-from deadstop.errors import UsageError
 from deadstop.runs.settings import DRAINS, SETTINGS
 
 if TYPE_CHECKING:
@@ -41,10 +40,7 @@ def arrange(run: BaseRun, calls: Collection[Call], asked: Any) -> None:
     if policy is None:
         if SETTINGS.isdisjoint(DRAINS):
             return
-        try:
-            policy = run.registry.policy_for(run, None)
-        except UsageError:  # said when the canceller waits: the fence comes first
-            return
+        policy = run.registry.policy_for(run, None)
     if not policy.drain:
         return
     timeout = policy.timeout if asked is None or asked.timeout is None else asked.timeout

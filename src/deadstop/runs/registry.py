@@ -26,7 +26,7 @@ from deadstop.runs.keeping import UNKEPT, Keeping
 from deadstop.runs.reconciler import Reconciler
 from deadstop.runs.remote import Remote
 from deadstop.runs.run import BaseRun, current_run
-from deadstop.runs.settings import policy_in_force
+from deadstop.runs.settings import check_settings, policy_at_hand
 
 if TYPE_CHECKING:
     from deadstop.runs.keeper import Keeper
@@ -105,6 +105,8 @@ class Registry:
             timeout = checked_seconds("timeout", timeout)
         if policy is not None:
             checked_policy(policy)
+        elif self.policy is None:
+            check_settings(opening=True)
         if metadata is not None and not isinstance(metadata, Mapping):
             raise UsageError(f"metadata is {metadata!r}: give a mapping, such as {{'user': 'u-7'}}.")
         if streamed_inside is None:
@@ -335,7 +337,7 @@ class Registry:
             around = around.parent
         if self.policy is not None:
             return self.policy
-        policy = policy_in_force(kind)
+        policy = policy_at_hand(kind)
         if run is not None and run.remote is None and run.children:
             # A scope's cancel takes as long as that of the slowest kind in it.
             slowest = max((self.policy_for(each, None).timeout for each in list(run.children.values())), default=0.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from typing import Any, Optional
@@ -13,7 +14,9 @@ from deadstop.core.policy import CancelPolicy, policy_from
 from deadstop.errors import UsageError
 from deadstop.kinds.register import defaults
 
-__all__ = ["DRAINS", "SETTINGS", "policy_in_force"]
+__all__ = ["DRAINS", "SETTINGS", "check_settings", "policy_at_hand", "policy_in_force"]
+
+log = logging.getLogger("deadstop")
 
 _DRAINS = ("DEADSTOP_DRAIN", "DEADSTOP_CALL_DRAIN", "DEADSTOP_CONFIG")
 DRAINS = frozenset((*_DRAINS, *(name.encode() for name in _DRAINS)))  # as the system keeps them, either way
@@ -29,14 +32,83 @@ def policy_in_force(kind: str = "call", **explicit: Any) -> CancelPolicy:
     `DEADSTOP_BATCH_TIMEOUT`, ...; `DEADSTOP_CONFIG` names a file, TOML (Python 3.11, or with `tomli`) or JSON.
     Raises `UsageError`, naming the setting and where it came from.
     """
-    # Each cancel asks, and decoding every variable takes longer than all the rest of this.
-    raw = getattr(os.environ, "_data", None)
-    if raw is not None and not explicit and not any(name[:9] in (b"DEADSTOP_", "DEADSTOP_") for name in list(raw)):
-        return _defaults(kind)
-    ours = {name: value for name, value in os.environ.items() if name.startswith("DEADSTOP_")}
+    ours = _ours() if explicit or _raw() else {}
     if ours or explicit:
         return policy_from(ours, _file(ours.get("DEADSTOP_CONFIG")), kind=kind, kinds=defaults(), **explicit)
     return _defaults(kind)
+
+
+def policy_at_hand(kind: str = "call") -> CancelPolicy:
+    """The policy for `kind`, for a cancel that is under way: a setting that went bad is left out, and logged once.
+
+    Raising would leave the cancel half done. That settings are right is seen to before (`check_settings`).
+    """
+    try:
+        return policy_in_force(kind)
+    except UsageError as error:
+        complaint = str(error)
+    if complaint not in _complained:
+        _complained.add(complaint)
+        log.warning("A setting is left out, since it can't be used: %s", complaint)
+    ours = _ours()
+    make = functools.partial(_usable, kind=kind, kinds=defaults())
+    good = {name: value for name, value in ours.items() if make({name: value}) is not None}
+    return make(good, ours.get("DEADSTOP_CONFIG")) or make(good) or _defaults(kind)
+
+
+def _usable(env: Mapping[str, str], path: Optional[str] = None, **more: Any) -> Optional[CancelPolicy]:
+    try:
+        return policy_from(env, _file(path), **more)
+    except UsageError:
+        return None
+
+
+def check_settings(*, opening: bool = False) -> None:
+    """Raise `UsageError` if a setting can't be used, for whatever kind of run: before there is anything to cancel.
+
+    A file may name kinds that are not registered yet, until a scope is opened (`opening`).
+    """
+    raw = _raw()
+    if not raw:
+        return
+    kinds = defaults()
+    known = (opening, raw, frozenset(kinds))
+    known_then, path, stamp = _checked.get("it", (None, None, None))
+    if known == known_then and stamp == _stamp(path):
+        return
+    ours = _ours()
+    path = ours.get("DEADSTOP_CONFIG")
+    stamp, file = _stamp(path), _file(path)
+    named = (file or {}).get("kinds")
+    if not opening and isinstance(named, Mapping):
+        kinds = {**{str(name): {} for name in named}, **kinds}
+    for kind in ("call", *kinds):
+        policy_from(ours, file, kind=kind, kinds=kinds)
+    _checked["it"] = (known, path, stamp)
+
+
+_complained: set[str] = set()
+_checked: dict[str, tuple[Any, Any, Any]] = {}  # what was found right
+
+
+def _raw() -> tuple[Any, ...]:
+    """Our variables as the system keeps them: each cancel asks, and decoding all of them takes longer than the rest."""
+    raw = getattr(os.environ, "_data", None) or dict(os.environ)
+    names = list(raw)
+    prefix: Any = b"DEADSTOP_" if names and isinstance(names[0], bytes) else "DEADSTOP_"
+    return tuple([(name, raw.get(name)) for name in names if name.startswith(prefix)])
+
+
+def _stamp(path: Optional[str]) -> Any:
+    try:
+        found = os.stat(path) if path else None
+    except OSError:  # said by who reads it
+        return None
+    return found and (found.st_mtime_ns, found.st_size)
+
+
+def _ours() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("DEADSTOP_")}
 
 
 @functools.lru_cache(maxsize=64)

@@ -10,8 +10,9 @@ from deadstop.calls.reassemble import Assembled, Assembler, plan
 DONE = b"data: [DONE]\n\n"
 
 
-def assembler(choices: int = 1) -> Assembler:
-    made = plan("POST", "/v1/chat/completions", "application/json", b'{"n":%d}' % choices)
+def assembler(choices: int = 1, **fields: Any) -> Assembler:
+    request = json.dumps({"n": choices, **fields}).encode()
+    made = plan("POST", "/v1/chat/completions", "application/json", request)
     assert made is not None
     return made.assembler()
 

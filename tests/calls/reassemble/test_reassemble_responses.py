@@ -119,6 +119,7 @@ def test_an_output_that_is_there_wins_over_the_streamed_items() -> None:
         (b'{"error":{"code":"503","message":"m"}}', 503, {"code": "503", "message": "m"}),
         (b'{"type":"response.error","error":{"message":"m"}}', 500, {"message": "m"}),
         (b'{"type":"error","status":404,"message":"m"}', 404, {"status": 404, "message": "m"}),
+        (b'[{"error":{"code":429,"message":"m"}}]', 429, {"code": 429, "message": "m"}),
     ],
 )
 @pytest.mark.parametrize("name", [b"", b"event: error\n"])
@@ -161,3 +162,18 @@ def test_any_response_comes_back_equal(body: Any, delta: str, escape: bool, data
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=6)))
     pieces = [stream[a:b] for a, b in zip([0, *cuts], [*cuts, len(stream)])]
     assert json.loads(ended(*pieces).body) == body
+
+
+def test_an_error_without_an_event_is_the_answer() -> None:
+    """Gateways write it on a line of its own; what else stands there is passed over."""
+    error = b'{"error":{"code":429,"message":"m"}}\n\n'
+    assert ended(event("response.created"), b'{"note":"x"}\n\n', error).status == 429
+    with pytest.raises(Truncated):
+        ended(event("response.created"), b'{"note":"x"}\n\n')
+
+
+@pytest.mark.parametrize("status", [b'"completed","error":null', b'"failed","error":{"code":"server_error"}'])
+def test_a_response_that_only_claims_to_be_a_stream_is_the_body(status: bytes) -> None:
+    """A server that ignores `stream` but for the content type; a failed response is a response."""
+    response = HEAD + b',"status":' + status + b"}"
+    assert ended(response) == Assembled(200, response)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deadstop.calls.reassemble.sse import EventStream
+from deadstop.calls.reassemble.sse import BARE, EventStream
 
 
 def events(*chunks: bytes) -> list[tuple[bytes, bytes]]:
@@ -67,3 +67,18 @@ def test_the_error_field_of_older_llama_servers_is_an_error_event() -> None:
 def test_nothing_gives_nothing() -> None:
     """An empty stream, and empty chunks, hold no event."""
     assert events() == events(b"", b"") == events(b"\n\r\n\n") == []
+
+
+@pytest.mark.parametrize("cut", [1, 7, 1000])
+def test_json_that_is_no_event_is_handed_out_as_such(cut: int) -> None:
+    """On one line or several, up to the next blank line, field or end; the events around it are whole."""
+    stream = b'data: a\n\n{"x": 1}\ndata: b\n\n[{\n  "y":\n  2\n}]\n\ndata: c\n{"z"\n\n{"last": 1}'
+    assert events(*(stream[i : i + cut] for i in range(0, len(stream), cut))) == [
+        (b"", b"a"),
+        (BARE, b'{"x": 1}'),
+        (b"", b"b"),
+        (BARE, b'[{\n  "y":\n  2\n}]'),
+        (BARE, b'{"z"'),
+        (b"", b"c"),
+        (BARE, b'{"last": 1}'),
+    ]

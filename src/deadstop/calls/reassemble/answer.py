@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
-from deadstop.calls.reassemble.sse import Event, EventStream
+from deadstop.calls.reassemble.sse import BARE, Event, EventStream
 
 _STATUS_FIELDS = ("status_code", "status", "http_status", "code")
 _FRAMING = ("sequence_number", "object")
@@ -33,6 +33,7 @@ class Assembler(ABC):
         self._complete = False
         self._count = 0
         self._failure: Optional[Assembled] = None
+        self._plain: Optional[Assembled] = None
         self._broken = ""
 
     def feed(self, chunk: bytes) -> bool:
@@ -54,6 +55,8 @@ class Assembler(ABC):
             self._read(self._events.end())
         if self._failure is not None:
             return self._failure
+        if self._plain is not None:
+            return self._plain
         if self._broken:
             raise Truncated(self._broken)
         try:
@@ -61,15 +64,37 @@ class Assembler(ABC):
         except RecursionError:
             raise Truncated("The answer is nested too deeply to be put together.") from None
 
+    def is_whole(self) -> bool:
+        """Whether all of the answer is known to be there, though the connection broke off. Feed nothing after it."""
+        if not self._complete:
+            self._read(self._events.end())
+        return not self._broken and (self._complete or self._has_all())
+
+    def _has_all(self) -> bool:
+        """Whether nothing is missing that has no end mark."""
+        return False
+
     def _read(self, events: list[Event]) -> None:
         try:
             for name, data in events:
                 self._count += 1
-                if self._take(name, data):
+                if self._take_bare(data) if name == BARE else self._take(name, data):
                     self._complete = True
                     return
         except RecursionError:
             self._complete = self._break()
+
+    def _take_bare(self, data: bytes) -> bool:
+        """Take what came without `data:`: an error, or the answer itself from a server that only says it streams."""
+        try:
+            value = json.loads(data)
+        except ValueError:
+            return self._break() if b'"error"' in data else False
+        if error_in(value) is not None:
+            return self._fail(value)
+        if self._count == 1 and isinstance(value, dict) and value.get("object") in ("chat.completion", "response"):
+            self._plain = Assembled(200, data)
+        return self._plain is not None
 
     @abstractmethod
     def _take(self, name: bytes, data: bytes) -> bool:
@@ -79,7 +104,7 @@ class Assembler(ABC):
     def _assemble(self) -> Assembled:
         """Put the answer together, or raise `Truncated`."""
 
-    def _fail(self, event: Union[str, dict[str, Any]]) -> bool:
+    def _fail(self, event: Union[str, list[Any], dict[str, Any]]) -> bool:
         self._failure = failure(event)
         return True
 
@@ -91,7 +116,21 @@ class Assembler(ABC):
         return True
 
 
-def failure(event: Union[str, dict[str, Any]]) -> Assembled:
+def error_in(value: Any) -> Optional[dict[str, Any]]:
+    """Return the object that says that `value`, an answer or a part of one, is an error; None when it is none.
+
+    Google's endpoints put it into a list, also those that speak OpenAI's language. A response that failed is none: it
+    has its error as one of its fields.
+    """
+    for each in value if isinstance(value, list) else (value,):
+        kind = each.get("object") if isinstance(each, dict) else "response"
+        if kind != "response" and (kind == "error" or each.get("error")):
+            found: dict[str, Any] = each
+            return found
+    return None
+
+
+def failure(event: Union[str, list[Any], dict[str, Any]]) -> Assembled:
     """Return the answer for an error that came inside the stream, where no status line could carry it.
 
     The status is the error's own when it names one between 400 and 599 (as a number or in digits), else that which its
@@ -99,6 +138,8 @@ def failure(event: Union[str, dict[str, Any]]) -> Assembled:
     The error is wrapped (`{"error": {...}}`), flat (`{"object": "error", "message": ...}`, older vLLM and
     SGLang; the `error` event of the Responses API) or bare text.
     """
+    if isinstance(event, list):
+        event = error_in(event) or {}
     outer = {"error": event} if isinstance(event, str) else event
     error = outer.get("error")
     if isinstance(error, str) and error:

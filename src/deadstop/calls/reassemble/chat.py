@@ -7,8 +7,9 @@ import json
 import re
 from typing import Any, Optional
 
-from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated
-from deadstop.calls.reassemble.merge import Node, absorb, overlay, settle
+from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated, error_in
+from deadstop.calls.reassemble.merge import Node, Text, absorb, overlay, settle
+from deadstop.calls.reassemble.names import grown
 from deadstop.calls.reassemble.toolcalls import ToolCalls
 
 _SEVERITIES = ("safe", "low", "medium", "high")
@@ -30,9 +31,10 @@ class ChatAssembler(Assembler):
     most servers open each stream with an empty content, and answer null when not streamed.
     """
 
-    def __init__(self, choices: int = 1) -> None:
+    def __init__(self, choices: int = 1, tools: frozenset[str] = frozenset()) -> None:
         super().__init__()
         self._wanted = choices
+        self._tools = tools
         self._head: dict[str, Any] = {}
         self._latest: dict[str, Any] = {}
         self._usage: Any = None
@@ -51,11 +53,13 @@ class ChatAssembler(Assembler):
         except (ValueError, RecursionError):
             if name not in (b"", b"message", b"error"):
                 return False  # a gateway's own event (`event: ping` with the time of day) is no part of the answer
+            if b"[DONE]".startswith(data.strip()):
+                return False  # the mark, cut off
             return self._fail(text) if name == b"error" else self._break()
+        if error_in(chunk) is not None or (name == b"error" and isinstance(chunk, dict)):
+            return self._fail(chunk)
         if not isinstance(chunk, dict):
             return False
-        if chunk.get("error") or name == b"error" or chunk.get("object") == "error":
-            return self._fail(chunk)
         if "usage" in chunk:
             self._has_usage = True
             self._usage = chunk.pop("usage") or self._usage
@@ -87,7 +91,7 @@ class ChatAssembler(Assembler):
             index = place
         mine = self._choices.get(index)
         if mine is None:
-            mine = self._choices[index] = _Choice()
+            mine = self._choices[index] = _Choice(self._tools)
         usage = choice.pop("usage", None)
         if usage:
             # Moonshot reports the usage inside the choice, when streaming only.
@@ -95,12 +99,21 @@ class ChatAssembler(Assembler):
             self._usage = usage
         mine.take(choice)
 
+    def _finished(self) -> int:
+        return sum(choice.finish_reason is not None for choice in self._choices.values())
+
+    def _ended(self) -> bool:
+        return bool(self._choices) and self._finished() == len(self._choices) >= self._wanted
+
+    def _has_all(self) -> bool:
+        # A usage that is null so far was to follow; a server that names none has none to tell.
+        return self._ended() and not (self._has_usage and not self._usage)
+
     def _assemble(self) -> Assembled:
-        finished = sum(choice.finish_reason is not None for choice in self._choices.values())
-        if not self._complete and not (self._choices and finished == len(self._choices) >= self._wanted):
+        if not self._complete and not self._ended():
             raise Truncated(
-                f"The server ended the stream after {self._count} events, before the chat completion was "
-                f"complete ({finished} of {max(self._wanted, len(self._choices))} choices finished)."
+                f"The server ended the stream after {self._count} events, before the chat completion was complete "
+                f"({self._finished()} of {max(self._wanted, len(self._choices))} choices finished)."
             )
         if not self._head and not self._choices and not self._has_usage:
             raise Truncated("The server ended the stream without sending any part of a chat completion.")
@@ -118,8 +131,9 @@ class ChatAssembler(Assembler):
 class _Choice:
     """One choice, growing."""
 
-    def __init__(self) -> None:
+    def __init__(self, tools: frozenset[str]) -> None:
         self.finish_reason: Optional[str] = None
+        self._tools = tools
         self._message = Node()
         self._calls: Optional[ToolCalls] = None
         self._fields = Node()
@@ -136,14 +150,24 @@ class _Choice:
             fragments = delta.get("tool_calls")
             if isinstance(fragments, list):
                 if self._calls is None:
-                    self._calls = ToolCalls()
+                    self._calls = ToolCalls(self._tools)
                 self._calls.take(fragments)
                 # An empty list holds the place of the calls among the fields of the message.
                 delta["tool_calls"] = []
+            legacy = delta.get("function_call")
+            if isinstance(legacy, dict):
+                self._name(legacy)
             absorb(self._message, delta)
         self.finish_reason = choice.pop("finish_reason", None) or self.finish_reason
         if choice and choice != self._quiet:
             self._take_fields(choice)
+
+    def _name(self, fragment: dict[str, Any]) -> None:
+        known = self._message.get("function_call")
+        if isinstance(known, Node) and known.get("name"):
+            arguments = known.get("arguments")
+            begun = isinstance(arguments, Text) and any(arguments)
+            known["name"] = grown(known["name"], fragment.get("name"), begun, self._tools)
 
     def _take_fields(self, fields: dict[str, Any]) -> None:
         if "content_filter_results" in fields:

@@ -8,6 +8,7 @@ from typing import Any, Literal, Optional
 from deadstop.calls.reassemble.answer import Assembler
 from deadstop.calls.reassemble.chat import ChatAssembler
 from deadstop.calls.reassemble.jsontext import members, object_of
+from deadstop.calls.reassemble.names import tools_in
 from deadstop.calls.reassemble.responses import ResponseAssembler
 
 Kind = Literal["chat", "response"]
@@ -21,10 +22,11 @@ class Plan:
     kind: Kind
     model: str
     choices: int = 1
+    tools: frozenset[str] = frozenset()
 
     def assembler(self) -> Assembler:
         """Return a fresh assembler; each attempt of the request needs its own."""
-        return ChatAssembler(self.choices) if self.kind == "chat" else ResponseAssembler()
+        return ChatAssembler(self.choices, self.tools) if self.kind == "chat" else ResponseAssembler()
 
 
 def plan(method: str, path: str, content_type: str, body: bytes, *, stream_options: bool = True) -> Optional[Plan]:
@@ -58,6 +60,7 @@ def plan(method: str, path: str, content_type: str, body: bytes, *, stream_optio
         kind=kind,
         model=_model(fields, path),
         choices=choices if type(choices) is int and choices > 0 else 1,
+        tools=tools_in(fields) if kind == "chat" else frozenset(),
     )
 
 

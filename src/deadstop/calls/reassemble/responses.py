@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any, Optional
 
-from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated
+from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated, error_in
 from deadstop.calls.reassemble.jsontext import Member, members, object_of
 
 _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
@@ -40,6 +40,9 @@ class ResponseAssembler(Assembler):
         try:
             found = members(text)
         except (ValueError, RecursionError):
+            listed = _list(text)
+            if error_in(listed) is not None:
+                return self._fail(listed)
             if name == b"error":
                 return self._fail(text)
             return self._break() if text.lstrip().startswith("{") else False
@@ -68,6 +71,14 @@ class ResponseAssembler(Assembler):
         if self._items:
             text = _with_output(text, [self._items[index] for index in sorted(self._items)])
         return Assembled(200, text.encode("utf-8"))
+
+
+def _list(text: str) -> list[Any]:
+    try:
+        value = json.loads(text) if text.lstrip().startswith("[") else []
+    except (ValueError, RecursionError):
+        return []
+    return value if isinstance(value, list) else []
 
 
 def _slice(found: list[Member], key: str) -> Optional[str]:

@@ -5,6 +5,10 @@ from __future__ import annotations
 Event = tuple[bytes, bytes]
 """An event's name (empty when it has none) and its data."""
 
+BARE = b"\n"
+"""The name, which none can have, of what is no event: JSON on lines of its own, as servers write that fail midway."""
+
+_FIELDS = (b":", b"data", b"event", b"id:", b"retry:", b"error:")
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -12,8 +16,8 @@ class EventStream:
     """Splits a stream into events, however its bytes are cut.
 
     Lines end with CR, LF or CRLF. Comments (the usual keepalive), unknown fields and events without data are
-    passed over. Each byte is copied a bounded number of times, so a long line in many small pieces stays
-    linear.
+    passed over; an object or a list that stands there without `data:` is handed out as `BARE`. Each byte is
+    copied a bounded number of times, so a long line in many small pieces stays linear.
     """
 
     def __init__(self) -> None:
@@ -22,6 +26,7 @@ class EventStream:
         self._started = False
         self._name = b""
         self._data: list[bytes] = []
+        self._bare: list[bytes] = []
 
     def feed(self, chunk: bytes) -> list[Event]:
         """Return the events that `chunk` completes."""
@@ -60,6 +65,12 @@ class EventStream:
             lines[0] = lines[0].removeprefix(_BOM)
         events: list[Event] = []
         for line in lines:
+            if self._bare:
+                if line and not line.startswith(_FIELDS):
+                    self._bare.append(line)
+                    continue
+                events.append((BARE, b"\n".join(self._bare)))
+                self._bare = []
             if not line:
                 if self._data:
                     data = self._data[0] if len(self._data) == 1 else b"\n".join(self._data)
@@ -69,6 +80,8 @@ class EventStream:
                 self._name = b""
             elif line.startswith(b"data:"):
                 self._data.append(line[6:] if line.startswith(b" ", 5) else line[5:])
+            elif line.lstrip().startswith((b"{", b"[")):
+                self._bare.append(line)
             elif not line.startswith(b":"):
                 field, _, value = line.partition(b":")
                 value = value[1:] if value.startswith(b" ") else value

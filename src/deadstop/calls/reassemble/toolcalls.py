@@ -6,6 +6,7 @@ import json
 from typing import Any, Optional
 
 from deadstop.calls.reassemble.merge import Node, Text, absorb, settle
+from deadstop.calls.reassemble.names import goes_on, grown
 
 _PARTS = (("function", "arguments"), ("custom", "input"))
 
@@ -19,10 +20,13 @@ class ToolCalls:
     lmdeploy, some Gemini endpoints and several gateways number parallel calls all 0, or not at all. So a
     fragment opens a new call instead when it brings another id (which is noise, though, while the arguments
     are half a JSON), when it names a call and goes on where the arguments are whole, or when it has no index
-    and another name.
+    and another name that is not the rest of the one before.
+
+    A name may come in pieces, or again and again (see `names`); `tools` are the names that it can become.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, tools: frozenset[str] = frozenset()) -> None:
+        self._tools = tools
         self._calls: list[Node] = []
         self._by_index: dict[int, Node] = {}
         self._places: list[int] = []
@@ -36,7 +40,10 @@ class ToolCalls:
             call = self._home(fragment, index, place, len(fragments))
             if index is not None:
                 self._by_index[index] = call
+            name, begun = _name(call), _has_arguments(call)
             absorb(call, {key: value for key, value in fragment.items() if key != "index"})
+            if name is not None:
+                _rename(call, grown(name, _name(fragment), begun, self._tools))
 
     def result(self) -> list[dict[str, Any]]:
         """Return the calls as a message that is not streamed lists them: ordered by index, and without it."""
@@ -55,7 +62,7 @@ class ToolCalls:
             call = self._calls[place] if place < len(self._calls) else None
         elif self._calls:
             call = self._calls[-1]
-        if call is not None and not _is_another(call, call_id, name, text, index is not None):
+        if call is not None and not self._is_another(call, call_id, name, text, index is not None):
             return call
         # One that has no index, or another's, comes after all that came before it.
         last = max(self._places, default=0)
@@ -64,18 +71,19 @@ class ToolCalls:
         self._calls.append(call)
         return call
 
-
-def _is_another(call: Node, call_id: Any, name: Any, text: Any, numbered: bool) -> bool:
-    known_id, known_name = call.get("id"), _name(call)
-    if call_id and known_id:
-        # One that is numbered and names nothing goes on with its call: some servers make up an id for each fragment.
-        opens = bool(name) or not numbered
-        return opens and bool(call_id != known_id) and (not _has_arguments(call) or _is_whole(call))
-    if not name or not known_name:
-        return False
-    if name != known_name and not numbered:
-        return True
-    return bool(text) and _is_whole(call)
+    def _is_another(self, call: Node, call_id: Any, name: Any, text: Any, numbered: bool) -> bool:
+        known_id, known_name = call.get("id"), _name(call)
+        if goes_on(known_name, name, self._tools):
+            return False
+        if call_id and known_id:
+            # One that is numbered and names nothing goes on with its call: some servers make up an id for each piece.
+            opens = bool(name) or not numbered
+            return opens and bool(call_id != known_id) and (not _has_arguments(call) or _is_whole(call))
+        if not name or not known_name:
+            return False
+        if name != known_name and not numbered:
+            return True
+        return bool(text) and _is_whole(call)
 
 
 def _pieces(call: Node) -> list[str]:
@@ -105,6 +113,14 @@ def _name(call: dict[str, Any]) -> Any:
         if isinstance(inner, dict) and inner.get("name"):
             return inner["name"]
     return None
+
+
+def _rename(call: Node, name: Any) -> None:
+    for part, _ in _PARTS:
+        inner = call.get(part)
+        if isinstance(inner, dict) and inner.get("name"):
+            inner["name"] = name
+            return
 
 
 def _arguments(call: dict[str, Any]) -> Any:
