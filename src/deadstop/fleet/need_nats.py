@@ -6,13 +6,13 @@ import asyncio
 import contextlib
 import importlib
 import os
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 from deadstop.errors import LedgerUrlError
 from deadstop.fleet.addresses import BusAddress
 
 try:
-    from nats.aio.client import Client
+    from nats.aio.client import Client as NatsClient
 except ImportError as error:
     message = 'A bus at a nats: address needs nats-py, which does not import here: pip install "deadstop[nats]".'
     raise ModuleNotFoundError(message, name="nats") from error
@@ -24,6 +24,18 @@ CONNECT = 5.0
 
 PING = 5
 """How often (seconds) the server is asked for a sign of life; two that are missing end the connection."""
+
+
+class Client(NatsClient):
+    """nats-py writes a PING past what still waits to be written, so its answer says nothing of that. A subscription was
+    taken for ended before the server had heard of its end, and what came for it meanwhile was thrown away."""
+
+    async def _send_ping(self, future: Optional[asyncio.Future[Any]] = None) -> None:
+        turns = 0
+        while future is not None and self.pending_data_size and self.is_connected:  # somebody waits for the answer
+            await asyncio.sleep(0.0 if turns < 100 else 0.01)
+            turns += 1
+        await super()._send_ping(future)
 
 
 class Loop(asyncio.SelectorEventLoop):

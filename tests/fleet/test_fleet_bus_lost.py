@@ -1,0 +1,100 @@
+"""What is on its way over the bus at a bad moment: to a holder that just lets go, on a connection that just ends."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any, Callable
+
+import pytest
+from fleet_proxy import Proxy
+from nats_kit import nats_server, program
+from worlds import until
+
+import deadstop
+from deadstop import CancelPolicy
+from deadstop.fleet.member import Member
+from deadstop.testing import FakeOpenAI
+
+pytestmark = [
+    pytest.mark.skipif(program() is None, reason="no NATS comes as a package for this platform"),
+    pytest.mark.parametrize("url", ["sqlite"], indirect=True),
+]
+
+
+@pytest.fixture
+def bus() -> str:
+    """The URL of a bus, with a space of the test's own."""
+    return nats_server().space()
+
+
+@pytest.fixture
+def proxy(bus: str) -> Iterator[Proxy]:
+    """What is between the holder and that bus."""
+    made = Proxy(bus)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def asker(url: str, bus: str) -> Iterator[Member]:
+    made = Member(f"memory: {bus}")
+    exchange: Any = made.exchange
+    until(lambda: exchange.bus.up, "the bus")
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def holder(url: str, server: FakeOpenAI, proxy: Proxy) -> Iterator[Any]:
+    """A client that has a bus and no ledger."""
+    made: Any = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0, runs_url=proxy.url)
+    made.runs.policy = CancelPolicy(timeout=10.0)
+    until(lambda: bus_of(made).up, "the holder's bus")
+    yield made
+    made.close()
+
+
+def bus_of(client: Any) -> Any:
+    return client.runs._registry.keeper.member.exchange.bus
+
+
+def turns(bus: Any, many: int = 20) -> None:
+    """Have the bus's loop do what it has to do by now."""
+    for _ in range(many):
+        done = threading.Event()
+        bus.soon(done.set)
+        assert done.wait(20.0)
+
+
+def asked(member: Member, run: str = "chat-42", ident: str = "x") -> Callable[[], str]:
+    """Ask for that run's holder, once. What gives the answer."""
+    answers, exchange = list[str](), member.exchange
+    member.waiting[ident] = lambda message: answers.append(message["do"])
+    assert exchange is not None
+    exchange.signal({"do": "cancel", "id": ident, "run": run, "epoch": 7})
+
+    def answer() -> str:
+        until(lambda: answers, "an answer")
+        return answers[0]
+
+    return answer
+
+
+def test_a_question_that_meets_a_holder_that_just_lets_go_is_answered(holder: Any, asker: Member, proxy: Proxy) -> None:
+    """The server knows a holder until it has heard that there is none any more, and passes the question on to it."""
+    one, answers = bus_of(holder), list[Callable[[], str]]()
+
+    def out(line: bytes) -> None:
+        if line.startswith(b"UNSUB"):
+            until(proxy.answered, "the server's word on what came before")
+            turns(one)
+            answers.append(asked(asker))
+            until(lambda: any(b".run." in each for each in proxy.came), "the question on its way")
+            turns(one)
+
+    with holder.runs.open("chat-42"):
+        turns(one)
+        proxy.out = out
+    until(lambda: answers, "the holder's letting go")
+    assert answers[0]() == "none"
