@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any, Callable
@@ -13,6 +14,7 @@ from worlds import until
 
 import deadstop
 from deadstop import CancelPolicy
+from deadstop.fleet.addresses import split
 from deadstop.fleet.member import Member
 from deadstop.testing import FakeOpenAI
 
@@ -98,3 +100,45 @@ def test_a_question_that_meets_a_holder_that_just_lets_go_is_answered(holder: An
         proxy.out = out
     until(lambda: answers, "the holder's letting go")
     assert answers[0]() == "none"
+
+
+def test_a_callback_that_means_to_leave_does_not_end_the_bus(holder: Any, asker: Member) -> None:
+    """It is called in the bus's thread; the next question is heard all the same."""
+    one = bus_of(holder)
+    with holder.runs.open("chat-42") as run:
+        run.on_cancel(lambda _: sys.exit())
+        turns(one)
+        assert asked(asker)() == "have"
+        until(lambda: run.cancelled, "the cancel")
+        turns(one)
+        assert asked(asker, ident="y")() in ("have", "none")
+    assert one.up
+
+
+@pytest.mark.parametrize("when", ["before", "connecting"])
+def test_a_bus_that_is_closed_as_it_begins_ends(url: str, bus: str, when: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before its thread has begun, or just as the connection is made: it does not stay on the bus."""
+    from deadstop.fleet.bus import Bus
+    from deadstop.fleet.need_nats import Client
+
+    go, made, serve, connect = threading.Event(), list[Bus](), Bus._serve, Client.connect
+
+    def late(one: Bus) -> None:
+        assert go.wait(20.0)
+        serve(one)
+
+    async def connecting(client: Any, *args: Any, **kwargs: Any) -> None:
+        await connect(client, *args, **kwargs)
+        made[0]._stop()
+
+    monkeypatch.setattr(Bus, "_serve", late)
+    if when == "connecting":
+        monkeypatch.setattr(Client, "connect", connecting)
+    address = split(bus)[1]
+    assert address is not None
+    made.append(Bus(address, "me", lambda message: None, lambda: None))
+    if when == "before":
+        made[0].close(0.0)
+    go.set()
+    made[0]._thread.join(20.0)
+    assert not made[0]._thread.is_alive()

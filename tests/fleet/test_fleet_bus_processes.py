@@ -165,7 +165,7 @@ def test_nonsense_on_the_bus_does_not_end_the_listening(members: Any, bus: str) 
 
         await client.subscribe("foreign", cb=stray)
         odd: list[Any] = [[1], {"do": "dance"}, {"do": "list", "id": "y", "reply": "nats:foreign"}, {"do": ["x"]}]
-        for each in (b"", b"\xff", *(json.dumps(each).encode() for each in odd)):
+        for each in (b"", b"\xff", b"[" * 100_000, *(json.dumps(each).encode() for each in odd)):
             await client.publish(f"{one._me}.in.z", each)
             await client.publish(f"{one._top}.all", each)
         await client.publish(f"{one._me}.in.x", json.dumps({"do": "have", "id": "x"}).encode())

@@ -26,7 +26,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from deadstop.fleet.addresses import OVER_BUS, BusAddress
-from deadstop.fleet.need_nats import CONNECT, Client, Loop, Tap, drained, options, written
+from deadstop.fleet.need_nats import CONNECT, Client, Loop, Tap, drained, is_nobody, options, written
 
 if TYPE_CHECKING:
     from deadstop.fleet.jobs import Jobs
@@ -83,6 +83,7 @@ class Bus:
         self._leaving: set[asyncio.Future[None]] = set()
         self._work: Optional[asyncio.Queue[tuple[Work, Callable[[], None]]]] = None  # there is one while connected
         self._task: Optional[asyncio.Task[None]] = None
+        self._stopped = False
         self._loop = Loop()
         self._thread = threading.Thread(target=self._serve, name="deadstop bus", daemon=True)
         self._thread.start()
@@ -128,7 +129,7 @@ class Bus:
         asked, found, done = uuid.uuid4().hex, list[bool](), threading.Event()
 
         def told(answer: Any) -> None:
-            found.append(not _is_nobody(answer))
+            found.append(not is_nobody(answer))
             done.set()
 
         if not self.up:
@@ -225,12 +226,12 @@ class Bus:
             self._publish(message.reply, {"do": "pong"}, then=_nothing)
         elif last in self._asked:
             self._asked.get(last, _ignore)(message)
-        elif _is_nobody(message):
+        elif is_nobody(message):
             self._hear({"do": "nobody", "id": last, "via": OVER_BUS})
         else:
             try:
                 found = json.loads(message.data)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return
             if isinstance(found, dict):
                 self._hear({**found, "via": OVER_BUS})
@@ -250,7 +251,7 @@ class Bus:
             raise asyncio.TimeoutError(f"not sent: {error!r}") from error
         finally:
             self._asked.pop(asked, None)
-        return None if _is_nobody(message) else bytes(message.data)
+        return None if is_nobody(message) else bytes(message.data)
 
     async def _present(self, client: Any, owner: str) -> Optional[bool]:
         """As `there`, in the loop."""
@@ -271,6 +272,7 @@ class Bus:
             self._loop.close()
 
     def _stop(self) -> None:
+        self._stopped = True  # there may be no task yet, or it is told in a moment in which `wait_for` keeps that back
         if self._task is not None:
             self._task.cancel()
 
@@ -281,6 +283,8 @@ class Bus:
         pause = SOON
         with contextlib.suppress(asyncio.CancelledError):
             for server in itertools.cycle(self.address.servers):
+                if self._stopped:
+                    return
                 if await self._connection(server):
                     pause = SOON
                 # A fleet does not come back in one moment.
@@ -329,7 +333,8 @@ class Bus:
                     partial(self._request, client), partial(self._present, client), self.address.space
                 )
                 beside.append(asyncio.ensure_future(serve))
-            await closed.wait()
+            if not self._stopped:
+                await closed.wait()
         finally:
             self._reached.clear()
             self._work = None
@@ -381,11 +386,6 @@ def _flush(then: Callable[[], None]) -> Work:
         then()
 
     return work
-
-
-def _is_nobody(message: Any) -> bool:
-    """Whether that comes from the server itself: there is nobody to answer."""
-    return bool((message.headers or {}).get("Status") == "503")
 
 
 def _nothing() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from deadstop.ledger.facts import Process
 
 __all__ = ["BUS", "Exchange"]
+
+log = logging.getLogger("deadstop")
 
 BUS = "the bus"
 """Who stands in for the processes that are asked over the bus, until one of them, or the server, has answered."""
@@ -99,7 +102,7 @@ class Exchange:
         if self.bus is None:
             then()
         else:
-            self.bus.answer(to, message, then)
+            self.bus.answer(to, message, _guarded(then))
 
     # Who asks. It may block, and uses the ledger.
 
@@ -150,3 +153,15 @@ class Exchange:
     def knows(self, owner: str) -> bool:
         """Whether that process uses the same ledger."""
         return not self._member.private and any(each.owner == owner for each in self._member.ledger.processes())
+
+
+def _guarded(then: Callable[[], None]) -> Callable[[], None]:
+    """A callback of the user's may mean to leave, in a thread that is not theirs: the bus goes on."""
+
+    def do() -> None:
+        try:
+            then()
+        except BaseException:
+            log.exception("A cancel that came over the bus failed unexpectedly.")
+
+    return do

@@ -17,7 +17,7 @@ except ImportError as error:
     message = 'A bus at a nats: address needs nats-py, which does not import here: pip install "deadstop[nats]".'
     raise ModuleNotFoundError(message, name="nats") from error
 
-__all__ = ["CONNECT", "Client", "Loop", "Tap", "drained", "options", "written"]
+__all__ = ["CONNECT", "Client", "Loop", "Tap", "drained", "is_nobody", "options", "written"]
 
 CONNECT = 5.0
 """How long (seconds) one attempt to connect may take."""
@@ -92,3 +92,8 @@ async def written(client: Any) -> None:
         if not client.pending_data_size:
             return
         await asyncio.sleep(0)
+
+
+def is_nobody(message: Any) -> bool:
+    """Whether that comes from the server itself: there is nobody to answer."""
+    return bool((message.headers or {}).get("Status") == "503")
