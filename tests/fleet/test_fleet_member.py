@@ -8,7 +8,7 @@ import time
 from worlds import until
 
 from deadstop.core.model import CancelReceipt, Evidence, Intent, Outcome
-from deadstop.fleet.member import KEEP, Member
+from deadstop.fleet.member import KEEP, SINCE, Member
 from deadstop.ledger.base import Ledger
 from deadstop.ledger.facts import Opening, Process
 
@@ -39,3 +39,25 @@ def test_who_starts_keeps_house(url: str, ledger: Ledger) -> None:
     assert starting.writes.drain(20.0)
     assert [each.run for each in ledger.runs(ended=True)] == ["new"]
     starting.close()
+
+
+def test_what_closed_clients_left_is_forgotten_once_others_finished_it(url: str, ledger: Ledger) -> None:
+    """A process that lives for long remembers what is open, and a few more."""
+    member = Member(url)
+    assert member.writes.drain(20.0)
+    by, now = member.process, time.time()
+
+    def leave(run: str, at: float) -> None:
+        ledger.record_intent(Intent(run, at=at), by, opening=Opening(run, by, at), now=at)
+        ledger.settle(CancelReceipt(run, Outcome.UNCONFIRMED), 1, by=by.owner, now=at)
+        member.left.add((run, 1))
+
+    leave("open", now)
+    for number in range(100):
+        leave(f"chat-{number}", now - 2 * SINCE if number % 2 else now)
+        done = CancelReceipt(f"chat-{number}", Outcome.CANCELLED, evidence=Evidence.STATUS)
+        if number % 2 == 0:  # the others are given up, as old as they are
+            ledger.settle(done, 1, by="another", now=now)
+    assert ("open", 1) in member.left
+    assert len(member.left) < 20
+    member.close()

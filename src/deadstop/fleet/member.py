@@ -19,6 +19,7 @@ from deadstop.fleet.addresses import OVER_BUS, split
 from deadstop.fleet.exchange import Exchange
 from deadstop.fleet.holder import Holder, Message
 from deadstop.fleet.lane import Lane
+from deadstop.fleet.left import Left
 from deadstop.fleet.places import exists, place
 from deadstop.fleet.post import Post, Sent, directory
 from deadstop.ledger import connect
@@ -74,7 +75,7 @@ class Member:
         self.private = self.ledger.url == "memory:"  # nobody else can see it
         self.holders: weakref.WeakSet[Holder] = weakref.WeakSet()
         self.writes, self.reads = Lane(), Lane()
-        self.left: set[tuple[str, int]] = set()  # runs of ours that a closed client left unconfirmed: name and epoch
+        self.left = Left(self.ledger, SINCE)
         self.waiting: dict[str, Callable[[Message], None]] = {}  # by the id of a question, whom to tell of answers
         self._unborn = True
         self._born()
