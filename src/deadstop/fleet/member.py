@@ -96,7 +96,7 @@ class Member:
         address = None if self.post is None else self.post.address
         self.process = Process(owner, host, pid, address)
         self._beaten = 0.0
-        self._reading = False
+        self._to_read = False  # that is asked for, and not begun
         self._resting = False
         self._closed = False
         if self.exchange is not None:
@@ -275,9 +275,11 @@ class Member:
     def _hear(self, post: Union[Post, Wire, None]) -> None:
         due = 0.0
         while post is self.post and not (self._closed and post is None):  # the others are closed when all is written
+            self._resting = True  # first: whoever begins a run from now on wakes us
             self._resting = not (self.holding() or self.waiting)
             wait = RESTING if self._resting else TICK
             now = time.monotonic()
+            due = min(due, now + wait)
             if now >= due:
                 due = now + wait
                 self._read_again()
@@ -334,13 +336,15 @@ class Member:
                 self._heard({**facts, "do": "cancel", "id": request, "left": hint.get("left"), "reply": hint["reply"]})
 
     def _read_again(self) -> None:
-        if self._reading or not self.holders:
-            return
-        self._reading = True
-        self.read(self.read_again, self._read_done)
+        if not self._to_read and self.holders:
+            self._to_read = True
+            self.read(self._now_read, self._read_done)
+
+    def _now_read(self) -> None:
+        self._to_read = False  # first: who asks from now on may mean what comes too late for this time
+        self.read_again()
 
     def _read_done(self, _: object, error: Optional[Exception]) -> None:
-        self._reading = False
         if error is not None:
             log.warning("The open cancels can't be read again now: %s", error)
 

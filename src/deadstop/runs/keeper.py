@@ -73,7 +73,6 @@ class Keeper(Hearing):
         """A scope is opened; `named`: by a name that the user gave."""
         kept = run.kept = Kept(run.name, named=named)
         kept.orphans, kept.orphan_grace = Orphans(orphans), orphan_grace
-        self.member.wake()
 
     def kept(self, run: BaseRun) -> Kept:
         """What is kept of a run."""
@@ -103,6 +102,7 @@ class Keeper(Hearing):
 
     def look(self, run: BaseRun) -> Optional[Completion]:
         """See whether a run that is being entered was cancelled before. None if there is nothing to wait for."""
+        self.member.wake()
         if self.member.exchange is not None and run.kept is not None and run.kept.named and not run.kept.listening:
             run.kept.listening = True
             self.member.exchange.listen(run.name)  # first: a cancel is on record, or it is heard
