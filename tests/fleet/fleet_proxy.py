@@ -37,7 +37,7 @@ class Proxy:
 
     @staticmethod
     def _pump(source: socket.socket, target: socket.socket, pass_on: Callable[[socket.socket, bytes], None]) -> None:
-        with contextlib.suppress(OSError), source.makefile("rb") as lines:
+        with contextlib.suppress(OSError), source, source.makefile("rb") as lines:
             for line in lines:
                 pass_on(target, line)
         with contextlib.suppress(OSError):
@@ -64,5 +64,6 @@ class Proxy:
         self._sockets.clear()
 
     def close(self) -> None:
-        self._listening.close()
+        with contextlib.suppress(OSError), self._listening:
+            self._listening.shutdown(socket.SHUT_RDWR)  # whoever waits there is told
         self.cut()

@@ -10,10 +10,10 @@ from typing import Any, Callable
 import pytest
 from fleet_proxy import Proxy
 from nats_kit import nats_server, program
-from worlds import until
+from worlds import CHAT, until
 
 import deadstop
-from deadstop import CancelPolicy
+from deadstop import CancelPolicy, RunCancelledError
 from deadstop.fleet.addresses import split
 from deadstop.fleet.member import Member
 from deadstop.testing import FakeOpenAI
@@ -69,12 +69,12 @@ def turns(bus: Any, many: int = 20) -> None:
         assert done.wait(20.0)
 
 
-def asked(member: Member, run: str = "chat-42", ident: str = "x") -> Callable[[], str]:
-    """Ask for that run's holder, once. What gives the answer."""
+def asked(member: Member, ident: str = "x", epoch: int = 7) -> Callable[[], str]:
+    """Ask for the run's holder, once. What gives the answer."""
     answers, exchange = list[str](), member.exchange
     member.waiting[ident] = lambda message: answers.append(message["do"])
     assert exchange is not None
-    exchange.signal({"do": "cancel", "id": ident, "run": run, "epoch": 7})
+    exchange.signal({"do": "cancel", "id": ident, "run": "chat-42", "epoch": epoch})
 
     def answer() -> str:
         until(lambda: answers, "an answer")
@@ -142,3 +142,55 @@ def test_a_bus_that_is_closed_as_it_begins_ends(url: str, bus: str, when: str, m
     go.set()
     made[0]._thread.join(20.0)
     assert not made[0]._thread.is_alive()
+
+
+def test_an_answer_that_was_lost_as_its_run_ended_comes_when_it_is_asked_for_again(
+    holder: Any, server: FakeOpenAI, bus: str, proxy: Proxy
+) -> None:
+    """The holder's connection ends in that moment, so the outcome is not told; nobody holds the run when it is back."""
+    lost, caught = list[bytes](), list[BaseException]()
+
+    def out(line: bytes) -> None:
+        if b'"settled"' in line and not lost:
+            lost.append(line)
+            proxy.cut()
+            raise ConnectionResetError
+
+    def call() -> None:
+        try:
+            with holder.runs.open("chat-42"):
+                holder.chat.completions.create(**CHAT)
+        except RunCancelledError as error:
+            caught.append(error)
+
+    proxy.out = out
+    calling = threading.Thread(target=call)
+    calling.start()
+    server.wait_for(lambda requests: any(each.tokens_generated for each in requests), 20.0)
+    asker: Any = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0, runs_url=bus)
+    receipt = asker.runs.cancel("chat-42", reason="stop", timeout=15.0)
+    calling.join(20.0)
+    assert (receipt.outcome, receipt.reason) == ("cancelled", "stop")
+    assert len(lost) == len(caught) == 1
+    asker.close()
+
+
+@pytest.mark.parametrize("whose", ["the same", "another"])
+def test_a_question_that_is_asked_again_does_not_strike_the_next_run_of_that_name(
+    holder: Any, server: FakeOpenAI, asker: Member, proxy: Proxy, whose: str
+) -> None:
+    """It was taken up by the one before, which has ended; the next one may be another client's of that process."""
+    one = bus_of(holder)
+    with holder.runs.open("chat-42") as first:
+        turns(one)
+        assert asked(asker, epoch=0)() == "have"
+        until(lambda: first.cancelled, "the cancel")
+    other: Any = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0, runs_url=proxy.url)
+    with (holder if whose == "the same" else other).runs.open("chat-42") as second:
+        turns(one)
+        assert asked(asker, epoch=0)() == "have"
+        turns(one)
+        assert not second.cancelled
+        assert asked(asker, ident="y", epoch=0)() == "have"
+        until(lambda: second.cancelled, "another cancel")
+    other.close()

@@ -11,7 +11,7 @@ from worlds import until
 
 from deadstop.core.model import CancelReceipt, Evidence, Intent, Outcome
 from deadstop.fleet import member
-from deadstop.fleet.holder import Holder
+from deadstop.fleet.holder import Holder, Message
 from deadstop.fleet.member import KEEP, SINCE, Member
 from deadstop.ledger.base import Ledger
 from deadstop.ledger.facts import IntentRecord, Opening, Process
@@ -25,6 +25,9 @@ class Reader(Holder):
         self.wait: Callable[[float], object] = lambda timeout: None
 
     def holding(self) -> bool:
+        return False
+
+    def took_up(self, message: Message) -> bool:
         return False
 
     def read_again(self, wanted: list[IntentRecord], parked: list[IntentRecord]) -> None:

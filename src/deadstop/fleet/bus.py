@@ -108,9 +108,11 @@ class Bus:
         """It is not, any more."""
         self.soon(self._count, run, -1)
 
-    def ask(self, run: str, message: Message) -> None:
-        """Have a run's holder hear a message. The answers come to `hear`; from the server itself: ``nobody``."""
-        self._ask(f"{self._top}.run.{_hash(run)}", message)
+    def ask(self, run: str, message: Message, holder: Optional[str] = None) -> None:
+        """Have a run's holder hear a message; that process, though the run may have ended, if it is known. The answers
+        come to `hear`; from the server itself: ``nobody``."""
+        at = f"run.{_hash(run)}" if holder is None else f"at.{_hash(holder)}.in.{message['id']}"
+        self._ask(f"{self._top}.{at}", message)
 
     def call(self, message: Message) -> None:
         """Have every other process hear a message."""

@@ -118,17 +118,17 @@ class Exchange:
             raise LedgerUnavailable(f"The bus {self._shown} can't be reached now.")
         return set()
 
-    def again(self, message: Message) -> bool:
+    def again(self, message: Message, holder: Optional[str] = None) -> bool:
         """Once more: the question, or its answer, may have been lost. False: the bus is down now."""
         if self.bus is None or not self.bus.up:
             return False
-        self._send(self.bus, message)
+        self._send(self.bus, message, holder)
         return True
 
     @staticmethod
-    def _send(bus: Bus, message: Message) -> None:
+    def _send(bus: Bus, message: Message, holder: Optional[str] = None) -> None:
         if message["do"] == "cancel":
-            bus.ask(message["run"], message)
+            bus.ask(message["run"], message, holder)
         else:
             bus.call(message)
 

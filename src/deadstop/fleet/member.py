@@ -310,7 +310,9 @@ class Member:
             elif message.get("do") == "wanted":
                 self._wanted(message)
             elif message.get("do") in ("cancel", "list"):
-                found = [each.heard(message) for each in list(self.holders)]
+                holders = list(self.holders)
+                before = [each for each in holders if each.took_up(message)]  # the answer was lost
+                found = [each.heard(message) for each in before or holders]
                 if message["do"] == "cancel":
                     if not any(found) and (self.wire is None or "via" in message):
                         self.answer(message.get("reply"), {"do": "none", "id": message.get("id")})

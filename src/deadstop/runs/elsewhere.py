@@ -205,7 +205,8 @@ class Elsewhere:
     def _ask_again(self) -> None:
         self._asked_at = time.monotonic()
         exchange = self._member.exchange
-        if exchange is None or not exchange.again({**self._message, "left": self._asked.deadline - self._asked_at}):
+        message = {**self._message, "left": self._asked.deadline - self._asked_at}
+        if exchange is None or not exchange.again(message, self._holder):
             self._others = self._unkept is None  # the bus is down: whoever has this ledger reads it
             self._answered.add(BUS)
             if self._member.private:

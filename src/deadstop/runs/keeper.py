@@ -49,6 +49,7 @@ class Keeper(Hearing):
         self.closed = False  # its client is
         self.pick_up: Callable[[list[IntentRecord]], None] = lambda wanted: None
         self._aside = Workers(limit=1)
+        self._taken_up = {}
         self._lines: dict[str, Line] = {}
         self._births: dict[int, tuple[BaseRun, Remote]] = {}  # remote runs that are not on record yet
         member.holders.add(self)
