@@ -20,6 +20,8 @@ class Proxy:
         self.out: Callable[[bytes], None] = lambda line: None
         self.went: list[bytes] = []
         self.came: list[bytes] = []
+        self.open = threading.Event()  # while it is not set, who connects has to wait
+        self.open.set()
         self._sockets: list[socket.socket] = []
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.url = f"nats://127.0.0.1:{self._listening.getsockname()[1]}{self._server.path}"
@@ -29,6 +31,7 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listening.accept()
+                self.open.wait()
                 far = socket.create_connection((str(self._server.hostname), self._server.port or 4222))
                 self._sockets += [near, far]
                 for source, target, pass_on in ((near, far, self._out), (far, near, self._came)):
@@ -64,6 +67,7 @@ class Proxy:
         self._sockets.clear()
 
     def close(self) -> None:
+        self.open.set()
         with contextlib.suppress(OSError), self._listening:
             self._listening.shutdown(socket.SHUT_RDWR)  # whoever waits there is told
         self.cut()

@@ -194,3 +194,44 @@ def test_a_question_that_is_asked_again_does_not_strike_the_next_run_of_that_nam
         assert asked(asker, ident="y", epoch=0)() == "have"
         until(lambda: second.cancelled, "another cancel")
     other.close()
+
+
+def test_a_holder_that_is_not_back_yet_after_an_outage_is_asked_again(
+    holder: Any, server: FakeOpenAI, bus: str, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everybody has lost the bus, and the asker is the first to be back: that nobody is there yet proves nothing."""
+    monkeypatch.setattr("deadstop.fleet.bus.RETURN", 60.0)
+    near, receipts = Proxy(bus), list[Any]()
+    asker: Any = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0, runs_url=near.url)
+    until(lambda: bus_of(asker).up, "the asker's bus")
+    with holder.runs.open("chat-42") as run:
+        turns(bus_of(holder))
+        proxy.open.clear()
+        for each in (proxy, near):
+            each.cut()
+        until(lambda: not bus_of(holder).up and bus_of(asker).just_back, "the outage")
+        until(lambda: bus_of(asker).up, "its end")
+        near.came.clear()
+        asking = threading.Thread(target=lambda: receipts.append(asker.runs.cancel("chat-42", timeout=30.0)))
+        asking.start()
+        until(lambda: any(b"503" in each for each in near.came), "the word that nobody is there")
+        turns(bus_of(asker))
+        assert asker.runs._registry.keeper.member.reads.drain(20.0)
+        proxy.open.set()
+        until(lambda: run.cancelled, "the cancel")
+    asking.join(30.0)
+    assert [each.outcome for each in receipts] == ["cancelled"]
+    asker.close()
+    near.close()
+
+
+def test_a_run_of_which_no_answer_came_is_not_said_to_be_unknown(url: str, server: FakeOpenAI, bus: str) -> None:
+    """Nor to be on record: with a bus alone there is none."""
+    asker: Any = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0, runs_url=bus)
+    asker.runs.policy = CancelPolicy(timeout=0.2, on_timeout="return")
+    one = bus_of(asker)
+    until(lambda: one.up, "the bus")
+    one.ask = lambda *lost: None
+    receipt = asker.runs.cancel("chat-42")
+    assert (receipt.outcome, receipt.note) == ("unconfirmed", "No answer came.")
+    asker.close()

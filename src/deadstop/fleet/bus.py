@@ -20,13 +20,14 @@ import logging
 import os
 import random
 import threading
+import time
 import uuid
 from collections.abc import Awaitable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from deadstop.fleet.addresses import OVER_BUS, BusAddress
-from deadstop.fleet.need_nats import CONNECT, Client, Loop, Tap, drained, is_nobody, options, written
+from deadstop.fleet.need_nats import CONNECT, Client, Loop, Tap, drained, flushed, is_nobody, options, written
 
 if TYPE_CHECKING:
     from deadstop.fleet.jobs import Jobs
@@ -37,6 +38,9 @@ log = logging.getLogger("deadstop")
 
 SOON, LATE = 0.1, 2.0
 """How long (seconds) to wait before the next attempt: at first, doubled each time, at most."""
+
+RETURN = LATE + 1.0
+"""How long (seconds) after an outage others may still be on their way back."""
 
 REQUEST = 2.0
 """How long (seconds) the server's answer to a question about jobs is waited for."""
@@ -76,6 +80,7 @@ class Bus:
         self._tried = threading.Event()  # the first attempt to connect is over
         self._reached = threading.Event()
         self._warned = False
+        self._been_up, self._all_back = False, 0.0  # when all are back that lost it as we did
         self._why: Optional[BaseException] = None
         # Of the loop's thread alone:
         self._runs: dict[str, int] = {}
@@ -94,6 +99,11 @@ class Bus:
     def up(self) -> bool:
         """Whether the server can be reached, as far as is known."""
         return self._reached.is_set()
+
+    @property
+    def just_back(self) -> bool:
+        """Whether it was lost, and others may not be back yet: that nobody hears a subject says little now."""
+        return time.monotonic() < self._all_back
 
     def ready(self, timeout: float, patient: bool) -> bool:
         """Whether the server can be reached. Waits at most `timeout` seconds, for the first attempt, or if `patient`
@@ -150,7 +160,7 @@ class Bus:
             return
         sent = threading.Event()
         if self.up:
-            self.soon(self._put, _flush(sent.set), sent.set)
+            self.soon(self._put, flushed(sent.set), sent.set)
             sent.wait(timeout / 2)
         self.soon(self._stop)
         self._thread.join(timeout)
@@ -224,10 +234,11 @@ class Bus:
     def _heard(self, message: Any) -> None:
         """A message from the server."""
         last = message.subject.rpartition(".")[2]
+        tell = self._asked.get(last)
         if message.subject == f"{self._me}.ping":
             self._publish(message.reply, {"do": "pong"}, then=_nothing)
-        elif last in self._asked:
-            self._asked.get(last, _ignore)(message)
+        elif tell is not None:
+            tell(message)
         elif is_nobody(message):
             self._hear({"do": "nobody", "id": last, "via": OVER_BUS})
         else:
@@ -326,7 +337,7 @@ class Bus:
             for each in list(self._runs):
                 self._put(self._subscribing(each), _nothing)
             heard = asyncio.Event()
-            self._put(_flush(heard.set), _nothing)
+            self._put(flushed(heard.set), _nothing)
             await asyncio.wait_for(heard.wait(), CONNECT)
             await client.flush(CONNECT)  # now the server has all of it
             self._is_up()
@@ -362,6 +373,8 @@ class Bus:
             log.warning("The bus %s refuses something: %s", self.address.shown, error)
 
     def _is_up(self) -> None:
+        self._all_back = time.monotonic() + RETURN if self._been_up else 0.0
+        self._been_up = True
         self._reached.set()
         self._tried.set()
         if self._warned:
@@ -382,17 +395,5 @@ class Bus:
             )
 
 
-def _flush(then: Callable[[], None]) -> Work:
-    async def work(client: Any) -> None:
-        await written(client)
-        then()
-
-    return work
-
-
 def _nothing() -> None:
-    pass
-
-
-def _ignore(_: Any) -> None:
     pass

@@ -132,6 +132,10 @@ class Exchange:
         else:
             bus.call(message)
 
+    def unsure(self) -> bool:
+        """Whether a holder may be on its way back to the bus: that nobody holds a run is to be asked again then."""
+        return self.bus is not None and self.bus.just_back
+
     def there(self, owner: str) -> Optional[bool]:
         """Whether that process is on the bus. None: it can't be told."""
         return None if self.bus is None else self.bus.there(owner)

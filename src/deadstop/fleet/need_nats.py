@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import importlib
 import os
+from collections.abc import Awaitable
 from typing import Any, Callable, Optional
 
 from deadstop.errors import LedgerUrlError
@@ -17,7 +18,7 @@ except ImportError as error:
     message = 'A bus at a nats: address needs nats-py, which does not import here: pip install "deadstop[nats]".'
     raise ModuleNotFoundError(message, name="nats") from error
 
-__all__ = ["CONNECT", "Client", "Loop", "Tap", "drained", "is_nobody", "options", "written"]
+__all__ = ["CONNECT", "Client", "Loop", "Tap", "drained", "flushed", "is_nobody", "options", "written"]
 
 CONNECT = 5.0
 """How long (seconds) one attempt to connect may take."""
@@ -92,6 +93,16 @@ async def written(client: Any) -> None:
         if not client.pending_data_size:
             return
         await asyncio.sleep(0)
+
+
+def flushed(then: Callable[[], None]) -> Callable[[Any], Awaitable[None]]:
+    """What does `then` once all is written that was published before."""
+
+    async def work(client: Any) -> None:
+        await written(client)
+        then()
+
+    return work
 
 
 def is_nobody(message: Any) -> bool:
