@@ -118,3 +118,33 @@ def test_what_is_to_be_read_again_while_it_is_read_is_read_once_more(url: str, m
     go_on.set()
     until(lambda: len(holder.began) > 1, "one more look at the record")
     made.close()
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_threads_of_a_forked_child_wait_until_it_is_a_process_of_its_own(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two of them begin at once: what the second one does is not put down to the parent, either."""
+    made, beginning, go_on, seen = Member(url), threading.Event(), threading.Event(), list[str]()
+    parent, make = made.process.owner, made._make_wire
+    assert made.writes.drain(20.0)
+
+    def slow(owner: str) -> object:
+        beginning.set()
+        assert go_on.wait(20.0)
+        return make(owner)
+
+    monkeypatch.setattr(made, "_make_wire", slow)
+    made.forked()
+    first = threading.Thread(target=lambda: made.write(lambda: None))
+    first.start()
+    assert beginning.wait(20.0)
+    second = threading.Thread(target=lambda: made.write(lambda: seen.append(made.process.owner)))
+    second.start()
+    second.join(0.2)  # it would be done by now
+    go_on.set()
+    for each in (first, second):
+        each.join(20.0)
+    until(lambda: seen, "the work")
+    assert seen[0] == made.process.owner != parent
+    made.close()

@@ -87,8 +87,7 @@ class Exchange:
 
     def listen(self, run: str) -> None:
         """A run of that name is held here, and can be cancelled by it."""
-        if self._member._unborn:  # a forked child that is to be heard of
-            self._member._born()
+        self._member.awake()  # a forked child is to be heard of
         if self.bus is not None:
             self.bus.listen(run)
 

@@ -77,11 +77,26 @@ class Member:
         self.writes, self.reads = Lane(), Lane()
         self.left = Left(self.ledger, SINCE)
         self.waiting: dict[str, Callable[[Message], None]] = {}  # by the id of a question, whom to tell of answers
-        self._unborn = True
-        self._born()
+        self._unborn, self._bearing, self._birth = True, False, threading.RLock()
+        self.awake()
+
+    def awake(self) -> None:
+        """Be a process of its own, if this one is not yet: a forked child that has work. Other threads wait for that,
+        or what they do would be put down to the parent."""
+        if self._unborn:
+            self._wake_up()
+
+    def _wake_up(self) -> None:
+        with self._birth:
+            if self._unborn and not self._bearing:  # a signal handler on top of it goes on with what there is
+                self._bearing = True
+                try:
+                    self._born()
+                    self._unborn = False
+                finally:
+                    self._bearing = False
 
     def _born(self) -> None:
-        self._unborn = False
         pid, host = os.getpid(), socket.gethostname()
         owner = f"{host}:{pid}:{uuid.uuid4().hex[:12]}:{place()}"
         self.post: Union[Post, Wire, None] = None
@@ -155,32 +170,15 @@ class Member:
         self, job: Callable[[], T], done: Optional[Callable[[Optional[T], Optional[Exception]], object]] = None
     ) -> None:
         """Have ``job`` run where it may block; ``done(value, error)`` is called there. Never blocks; any thread."""
-        if self._unborn:
-            self._born()
-        self.writes.submit(lambda: self._work(job, done))
+        self.awake()
+        self.writes.do(job, done)
 
     def read(
         self, job: Callable[[], T], done: Optional[Callable[[Optional[T], Optional[Exception]], object]] = None
     ) -> None:
         """As `write`, without waiting for what is being written."""
-        if self._unborn:
-            self._born()
-        self.reads.submit(lambda: self._work(job, done))
-
-    @staticmethod
-    def _work(job: Callable[[], T], done: Optional[Callable[[Optional[T], Optional[Exception]], object]]) -> None:
-        value, failed = None, None
-        try:
-            value = job()
-        except Exception as error:
-            failed = error
-            if done is None:
-                log.warning("Not on record: %s", error)
-        except BaseException as error:  # a callback of the user's that means to leave, in a thread that is not theirs
-            failed = RuntimeError(repr(error))
-            log.warning("Work on the ledger was left by %r.", error)
-        if done is not None:
-            done(value, failed)
+        self.awake()
+        self.reads.do(job, done)
 
     # Other processes.
 
@@ -395,4 +393,4 @@ class Member:
         if self.exchange is not None:
             self.exchange.forked()
         self.waiting = {}
-        self._unborn = True
+        self._unborn, self._bearing, self._birth = True, False, threading.RLock()
