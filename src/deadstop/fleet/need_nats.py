@@ -23,6 +23,9 @@ __all__ = ["CONNECT", "Client", "Loop", "Tap", "drained", "flushed", "is_nobody"
 CONNECT = 5.0
 """How long (seconds) one attempt to connect may take."""
 
+TURNS = 100
+"""So many turns of the loop the writing of what was published is waited for: it takes two, unless the server is stuck."""
+
 PING = 5
 """How often (seconds) the server is asked for a sign of life; two that are missing end the connection."""
 
@@ -32,10 +35,8 @@ class Client(NatsClient):
     taken for ended before the server had heard of its end, and what came for it meanwhile was thrown away."""
 
     async def _send_ping(self, future: Optional[asyncio.Future[Any]] = None) -> None:
-        turns = 0
-        while future is not None and self.pending_data_size and self.is_connected:  # somebody waits for the answer
-            await asyncio.sleep(0.0 if turns < 100 else 0.01)
-            turns += 1
+        if future is not None:  # somebody waits for the answer
+            await written(self, patient=True)
         await super()._send_ping(future)
 
 
@@ -87,12 +88,16 @@ async def drained(subscription: Any) -> None:
         await subscription.drain()
 
 
-async def written(client: Any) -> None:
-    """Until what was published is in the kernel's hands: whoever goes on from here may end the process."""
-    for _ in range(100):
-        if not client.pending_data_size:
+async def written(client: Any, patient: bool = False) -> None:
+    """Until what was published is in the kernel's hands: whoever goes on from here may end the process. `patient`: for
+    as long as the connection lives, and not for some turns of the loop alone."""
+    before, turns = client.pending_data_size, 0
+    while before and client.is_connected and (patient or turns < TURNS):
+        await asyncio.sleep(0.0 if turns < TURNS else 0.01)
+        waiting = client.pending_data_size
+        if waiting < before:  # it was written, and what waits now came after
             return
-        await asyncio.sleep(0)
+        before, turns = waiting, turns + 1
 
 
 def flushed(then: Callable[[], None]) -> Callable[[Any], Awaitable[None]]:
