@@ -24,7 +24,7 @@ CONNECT = 5.0
 """How long (seconds) one attempt to connect may take."""
 
 TURNS = 100
-"""So many turns of the loop the writing of what was published is waited for: it takes two, unless the server is stuck."""
+"""So many turns of the loop the writing of what was published is waited for. It takes two if the server reads."""
 
 PING = 5
 """How often (seconds) the server is asked for a sign of life; two that are missing end the connection."""
