@@ -9,6 +9,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -165,7 +167,7 @@ def test_nonsense_on_the_bus_does_not_end_the_listening(members: Any, bus: str) 
 
         await client.subscribe("foreign", cb=stray)
         odd: list[Any] = [[1], {"do": "dance"}, {"do": "list", "id": "y", "reply": "nats:foreign"}, {"do": ["x"]}]
-        for each in (b"", b"\xff", *(json.dumps(each).encode() for each in odd)):
+        for each in (b"", b"\xff", b"[" * 100_000, *(json.dumps(each).encode() for each in odd)):
             await client.publish(f"{one._me}.in.z", each)
             await client.publish(f"{one._top}.all", each)
         await client.publish(f"{one._me}.in.x", json.dumps({"do": "have", "id": "x"}).encode())
@@ -204,17 +206,19 @@ def test_a_run_that_ended_is_held_no_more(members: Any, server: FakeOpenAI, bus:
         answers.append(message["do"])
         told.set()
 
-    def ask() -> str:
+    def ask(at: float) -> str:
         told.clear()
-        other.waiting["x"] = hear
-        other.exchange.signal({"do": "cancel", "id": "x", "run": "chat-42", "epoch": 7})
+        asked = uuid.uuid4().hex
+        other.waiting[asked] = hear
+        other.exchange.signal({"do": "cancel", "id": asked, "run": "chat-42", "epoch": 7, "at": at})
         assert told.wait(20.0)
         return answers[-1]
 
-    for _ in range(3):
-        with client.runs.open("chat-42"):
-            until(lambda: ask() == "none", "the subscription")  # another epoch of that name, so nothing is struck
-        until(lambda: ask() == "nobody", "its end")
+    for at in (0.0, time.time() + 60.0, 0.0):  # an earlier life of that name is meant, or whichever there is
+        with client.runs.open("chat-42") as run:
+            until(lambda: ask(at) == "none", "the subscription")  # noqa: B023
+            assert run.cancelled is (at > 0.0)
+        until(lambda: ask(at) == "nobody", "its end")  # noqa: B023
     client.close()
 
 

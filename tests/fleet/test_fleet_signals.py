@@ -91,7 +91,7 @@ def test_a_callback_that_means_to_leave_ends_no_thread_of_ours(
             other.signal({"do": "cancel", "id": "x", "run": name, "epoch": 1, "reply": None})
             until(lambda: server.runs[number].truth == "cancelled", "the cancel")  # noqa: B023
     assert member._listener.is_alive()
-    until(lambda: not member._reading, "the end of the reading")
+    assert member.reads.drain(20.0)
     other.close()
 
 

@@ -20,13 +20,14 @@ import logging
 import os
 import random
 import threading
+import time
 import uuid
 from collections.abc import Awaitable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from deadstop.fleet.addresses import OVER_BUS, BusAddress
-from deadstop.fleet.need_nats import CONNECT, Client, Loop, Tap, drained, options, written
+from deadstop.fleet.need_nats import CONNECT, Client, Loop, Tap, drained, flushed, is_nobody, options, written
 
 if TYPE_CHECKING:
     from deadstop.fleet.jobs import Jobs
@@ -37,6 +38,9 @@ log = logging.getLogger("deadstop")
 
 SOON, LATE = 0.1, 2.0
 """How long (seconds) to wait before the next attempt: at first, doubled each time, at most."""
+
+RETURN = LATE + 1.0
+"""How long (seconds) after an outage others may still be on their way back."""
 
 REQUEST = 2.0
 """How long (seconds) the server's answer to a question about jobs is waited for."""
@@ -76,6 +80,7 @@ class Bus:
         self._tried = threading.Event()  # the first attempt to connect is over
         self._reached = threading.Event()
         self._warned = False
+        self._been_up, self._all_back = False, 0.0  # when all are back that lost it as we did
         self._why: Optional[BaseException] = None
         # Of the loop's thread alone:
         self._runs: dict[str, int] = {}
@@ -83,6 +88,7 @@ class Bus:
         self._leaving: set[asyncio.Future[None]] = set()
         self._work: Optional[asyncio.Queue[tuple[Work, Callable[[], None]]]] = None  # there is one while connected
         self._task: Optional[asyncio.Task[None]] = None
+        self._stopped = False
         self._loop = Loop()
         self._thread = threading.Thread(target=self._serve, name="deadstop bus", daemon=True)
         self._thread.start()
@@ -93,6 +99,11 @@ class Bus:
     def up(self) -> bool:
         """Whether the server can be reached, as far as is known."""
         return self._reached.is_set()
+
+    @property
+    def just_back(self) -> bool:
+        """Whether it was lost, and others may not be back yet: that nobody hears a subject says little now."""
+        return time.monotonic() < self._all_back
 
     def ready(self, timeout: float, patient: bool) -> bool:
         """Whether the server can be reached. Waits at most `timeout` seconds, for the first attempt, or if `patient`
@@ -107,9 +118,11 @@ class Bus:
         """It is not, any more."""
         self.soon(self._count, run, -1)
 
-    def ask(self, run: str, message: Message) -> None:
-        """Have a run's holder hear a message. The answers come to `hear`; from the server itself: ``nobody``."""
-        self._ask(f"{self._top}.run.{_hash(run)}", message)
+    def ask(self, run: str, message: Message, holder: Optional[str] = None) -> None:
+        """Have a run's holder hear a message; that process, though the run may have ended, if it is known. The answers
+        come to `hear`; from the server itself: ``nobody``."""
+        at = f"run.{_hash(run)}" if holder is None else f"at.{_hash(holder)}.in.{message['id']}"
+        self._ask(f"{self._top}.{at}", message)
 
     def call(self, message: Message) -> None:
         """Have every other process hear a message."""
@@ -128,7 +141,7 @@ class Bus:
         asked, found, done = uuid.uuid4().hex, list[bool](), threading.Event()
 
         def told(answer: Any) -> None:
-            found.append(not _is_nobody(answer))
+            found.append(not is_nobody(answer))
             done.set()
 
         if not self.up:
@@ -147,7 +160,7 @@ class Bus:
             return
         sent = threading.Event()
         if self.up:
-            self.soon(self._put, _flush(sent.set), sent.set)
+            self.soon(self._put, flushed(sent.set), sent.set)
             sent.wait(timeout / 2)
         self.soon(self._stop)
         self._thread.join(timeout)
@@ -221,16 +234,17 @@ class Bus:
     def _heard(self, message: Any) -> None:
         """A message from the server."""
         last = message.subject.rpartition(".")[2]
+        tell = self._asked.get(last)
         if message.subject == f"{self._me}.ping":
             self._publish(message.reply, {"do": "pong"}, then=_nothing)
-        elif last in self._asked:
-            self._asked.get(last, _ignore)(message)
-        elif _is_nobody(message):
+        elif tell is not None:
+            tell(message)
+        elif is_nobody(message):
             self._hear({"do": "nobody", "id": last, "via": OVER_BUS})
         else:
             try:
                 found = json.loads(message.data)
-            except ValueError:
+            except (ValueError, RecursionError):
                 return
             if isinstance(found, dict):
                 self._hear({**found, "via": OVER_BUS})
@@ -250,7 +264,7 @@ class Bus:
             raise asyncio.TimeoutError(f"not sent: {error!r}") from error
         finally:
             self._asked.pop(asked, None)
-        return None if _is_nobody(message) else bytes(message.data)
+        return None if is_nobody(message) else bytes(message.data)
 
     async def _present(self, client: Any, owner: str) -> Optional[bool]:
         """As `there`, in the loop."""
@@ -271,6 +285,7 @@ class Bus:
             self._loop.close()
 
     def _stop(self) -> None:
+        self._stopped = True  # there may be no task yet, or it is told in a moment in which `wait_for` keeps that back
         if self._task is not None:
             self._task.cancel()
 
@@ -281,6 +296,8 @@ class Bus:
         pause = SOON
         with contextlib.suppress(asyncio.CancelledError):
             for server in itertools.cycle(self.address.servers):
+                if self._stopped:
+                    return
                 if await self._connection(server):
                     pause = SOON
                 # A fleet does not come back in one moment.
@@ -320,7 +337,7 @@ class Bus:
             for each in list(self._runs):
                 self._put(self._subscribing(each), _nothing)
             heard = asyncio.Event()
-            self._put(_flush(heard.set), _nothing)
+            self._put(flushed(heard.set), _nothing)
             await asyncio.wait_for(heard.wait(), CONNECT)
             await client.flush(CONNECT)  # now the server has all of it
             self._is_up()
@@ -329,7 +346,8 @@ class Bus:
                     partial(self._request, client), partial(self._present, client), self.address.space
                 )
                 beside.append(asyncio.ensure_future(serve))
-            await closed.wait()
+            if not self._stopped:
+                await closed.wait()
         finally:
             self._reached.clear()
             self._work = None
@@ -355,6 +373,8 @@ class Bus:
             log.warning("The bus %s refuses something: %s", self.address.shown, error)
 
     def _is_up(self) -> None:
+        self._all_back = time.monotonic() + RETURN if self._been_up else 0.0
+        self._been_up = True
         self._reached.set()
         self._tried.set()
         if self._warned:
@@ -375,22 +395,5 @@ class Bus:
             )
 
 
-def _flush(then: Callable[[], None]) -> Work:
-    async def work(client: Any) -> None:
-        await written(client)
-        then()
-
-    return work
-
-
-def _is_nobody(message: Any) -> bool:
-    """Whether that comes from the server itself: there is nobody to answer."""
-    return bool((message.headers or {}).get("Status") == "503")
-
-
 def _nothing() -> None:
-    pass
-
-
-def _ignore(_: Any) -> None:
     pass

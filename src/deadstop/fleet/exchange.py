@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any, Callable, Optional
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from deadstop.ledger.facts import Process
 
 __all__ = ["BUS", "Exchange"]
+
+log = logging.getLogger("deadstop")
 
 BUS = "the bus"
 """Who stands in for the processes that are asked over the bus, until one of them, or the server, has answered."""
@@ -84,8 +87,7 @@ class Exchange:
 
     def listen(self, run: str) -> None:
         """A run of that name is held here, and can be cancelled by it."""
-        if self._member._unborn:  # a forked child that is to be heard of
-            self._member._born()
+        self._member.awake()  # a forked child is to be heard of
         if self.bus is not None:
             self.bus.listen(run)
 
@@ -99,7 +101,7 @@ class Exchange:
         if self.bus is None:
             then()
         else:
-            self.bus.answer(to, message, then)
+            self.bus.answer(to, message, _guarded(then))
 
     # Who asks. It may block, and uses the ledger.
 
@@ -115,19 +117,23 @@ class Exchange:
             raise LedgerUnavailable(f"The bus {self._shown} can't be reached now.")
         return set()
 
-    def again(self, message: Message) -> bool:
+    def again(self, message: Message, holder: Optional[str] = None) -> bool:
         """Once more: the question, or its answer, may have been lost. False: the bus is down now."""
         if self.bus is None or not self.bus.up:
             return False
-        self._send(self.bus, message)
+        self._send(self.bus, message, holder)
         return True
 
     @staticmethod
-    def _send(bus: Bus, message: Message) -> None:
+    def _send(bus: Bus, message: Message, holder: Optional[str] = None) -> None:
         if message["do"] == "cancel":
-            bus.ask(message["run"], message)
+            bus.ask(message["run"], message, holder)
         else:
             bus.call(message)
+
+    def unsure(self) -> bool:
+        """Whether a holder may be on its way back to the bus: that nobody holds a run is to be asked again then."""
+        return self.bus is not None and self.bus.just_back
 
     def there(self, owner: str) -> Optional[bool]:
         """Whether that process is on the bus. None: it can't be told."""
@@ -150,3 +156,15 @@ class Exchange:
     def knows(self, owner: str) -> bool:
         """Whether that process uses the same ledger."""
         return not self._member.private and any(each.owner == owner for each in self._member.ledger.processes())
+
+
+def _guarded(then: Callable[[], None]) -> Callable[[], None]:
+    """A callback of the user's may mean to leave, in a thread that is not theirs: the bus goes on."""
+
+    def do() -> None:
+        try:
+            then()
+        except BaseException:
+            log.exception("A cancel that came over the bus failed unexpectedly.")
+
+    return do

@@ -20,6 +20,9 @@ class Holder(Protocol):
     def knows(self, name: str) -> bool:
         """Whether a run of that name is, or was lately, held here."""
 
+    def took_up(self, message: Message) -> bool:
+        """Whether that question was heard here before, and was about a run of this holder."""
+
     def heard(self, message: Message) -> bool:
         """Another process wants something. Whether it was for this holder, which has answered then. Must not block."""
 

@@ -8,7 +8,7 @@ import os
 import queue
 import threading
 import weakref
-from typing import Callable
+from typing import Callable, Optional, TypeVar
 
 __all__ = ["Lane"]
 
@@ -18,6 +18,7 @@ IDLE = 2.0
 """How long (seconds) the thread waits for more work before it ends."""
 
 Work = Callable[[], object]
+T = TypeVar("T")
 
 
 class Lane:
@@ -38,6 +39,12 @@ class Lane:
         """Have ``work`` run soon, after all that was submitted before. What it raises is logged."""
         self._queue.put(work)
         self._start()
+
+    def do(
+        self, job: Callable[[], T], done: Optional[Callable[[Optional[T], Optional[Exception]], object]] = None
+    ) -> None:
+        """As `submit`; ``done(value, error)`` is called there."""
+        self.submit(lambda: _work(job, done))
 
     def _start(self) -> bool:
         try:
@@ -70,6 +77,21 @@ class Lane:
         done = threading.Event()
         self.submit(done.set)
         return done.wait(timeout)
+
+
+def _work(job: Callable[[], T], done: Optional[Callable[[Optional[T], Optional[Exception]], object]]) -> None:
+    value, failed = None, None
+    try:
+        value = job()
+    except Exception as error:
+        failed = error
+        if done is None:
+            log.warning("Not on record: %s", error)
+    except BaseException as error:  # a callback of the user's that means to leave, in a thread that is not theirs
+        failed = RuntimeError(repr(error))
+        log.warning("Work on the ledger was left by %r.", error)
+    if done is not None:
+        done(value, failed)
 
 
 _every: weakref.WeakSet[Lane] = weakref.WeakSet()

@@ -19,6 +19,7 @@ from deadstop.fleet.addresses import OVER_BUS, split
 from deadstop.fleet.exchange import Exchange
 from deadstop.fleet.holder import Holder, Message
 from deadstop.fleet.lane import Lane
+from deadstop.fleet.left import Left
 from deadstop.fleet.places import exists, place
 from deadstop.fleet.post import Post, Sent, directory
 from deadstop.ledger import connect
@@ -74,13 +75,28 @@ class Member:
         self.private = self.ledger.url == "memory:"  # nobody else can see it
         self.holders: weakref.WeakSet[Holder] = weakref.WeakSet()
         self.writes, self.reads = Lane(), Lane()
-        self.left: set[tuple[str, int]] = set()  # runs of ours that a closed client left unconfirmed: name and epoch
+        self.left = Left(self.ledger, SINCE)
         self.waiting: dict[str, Callable[[Message], None]] = {}  # by the id of a question, whom to tell of answers
-        self._unborn = True
-        self._born()
+        self._unborn, self._bearing, self._birth = True, False, threading.RLock()
+        self.awake()
+
+    def awake(self) -> None:
+        """Be a process of its own, if this one is not yet: a forked child that has work. Other threads wait for that,
+        or what they do would be put down to the parent."""
+        if self._unborn:
+            self._wake_up()
+
+    def _wake_up(self) -> None:
+        with self._birth:
+            if self._unborn and not self._bearing:  # a signal handler on top of it goes on with what there is
+                self._bearing = True
+                try:
+                    self._born()
+                    self._unborn = False
+                finally:
+                    self._bearing = False
 
     def _born(self) -> None:
-        self._unborn = False
         pid, host = os.getpid(), socket.gethostname()
         owner = f"{host}:{pid}:{uuid.uuid4().hex[:12]}:{place()}"
         self.post: Union[Post, Wire, None] = None
@@ -95,7 +111,7 @@ class Member:
         address = None if self.post is None else self.post.address
         self.process = Process(owner, host, pid, address)
         self._beaten = 0.0
-        self._reading = False
+        self._to_read = False  # that is asked for, and not begun
         self._resting = False
         self._closed = False
         if self.exchange is not None:
@@ -154,32 +170,15 @@ class Member:
         self, job: Callable[[], T], done: Optional[Callable[[Optional[T], Optional[Exception]], object]] = None
     ) -> None:
         """Have ``job`` run where it may block; ``done(value, error)`` is called there. Never blocks; any thread."""
-        if self._unborn:
-            self._born()
-        self.writes.submit(lambda: self._work(job, done))
+        self.awake()
+        self.writes.do(job, done)
 
     def read(
         self, job: Callable[[], T], done: Optional[Callable[[Optional[T], Optional[Exception]], object]] = None
     ) -> None:
         """As `write`, without waiting for what is being written."""
-        if self._unborn:
-            self._born()
-        self.reads.submit(lambda: self._work(job, done))
-
-    @staticmethod
-    def _work(job: Callable[[], T], done: Optional[Callable[[Optional[T], Optional[Exception]], object]]) -> None:
-        value, failed = None, None
-        try:
-            value = job()
-        except Exception as error:
-            failed = error
-            if done is None:
-                log.warning("Not on record: %s", error)
-        except BaseException as error:  # a callback of the user's that means to leave, in a thread that is not theirs
-            failed = RuntimeError(repr(error))
-            log.warning("Work on the ledger was left by %r.", error)
-        if done is not None:
-            done(value, failed)
+        self.awake()
+        self.reads.do(job, done)
 
     # Other processes.
 
@@ -277,9 +276,11 @@ class Member:
     def _hear(self, post: Union[Post, Wire, None]) -> None:
         due = 0.0
         while post is self.post and not (self._closed and post is None):  # the others are closed when all is written
+            self._resting = True  # first: whoever begins a run from now on wakes us
             self._resting = not (self.holding() or self.waiting)
             wait = RESTING if self._resting else TICK
             now = time.monotonic()
+            due = min(due, now + wait)
             if now >= due:
                 due = now + wait
                 self._read_again()
@@ -310,7 +311,9 @@ class Member:
             elif message.get("do") == "wanted":
                 self._wanted(message)
             elif message.get("do") in ("cancel", "list"):
-                found = [each.heard(message) for each in list(self.holders)]
+                holders = list(self.holders)
+                before = [each for each in holders if each.took_up(message)]  # the answer was lost
+                found = [each.heard(message) for each in before or holders]
                 if message["do"] == "cancel":
                     if not any(found) and (self.wire is None or "via" in message):
                         self.answer(message.get("reply"), {"do": "none", "id": message.get("id")})
@@ -336,13 +339,15 @@ class Member:
                 self._heard({**facts, "do": "cancel", "id": request, "left": hint.get("left"), "reply": hint["reply"]})
 
     def _read_again(self) -> None:
-        if self._reading or not self.holders:
-            return
-        self._reading = True
-        self.read(self.read_again, self._read_done)
+        if not self._to_read and self.holders:
+            self._to_read = True
+            self.read(self._now_read, self._read_done)
+
+    def _now_read(self) -> None:
+        self._to_read = False  # first: who asks from now on may mean what comes too late for this time
+        self.read_again()
 
     def _read_done(self, _: object, error: Optional[Exception]) -> None:
-        self._reading = False
         if error is not None:
             log.warning("The open cancels can't be read again now: %s", error)
 
@@ -391,4 +396,4 @@ class Member:
         if self.exchange is not None:
             self.exchange.forked()
         self.waiting = {}
-        self._unborn = True
+        self._unborn, self._bearing, self._birth = True, False, threading.RLock()

@@ -6,24 +6,38 @@ import asyncio
 import contextlib
 import importlib
 import os
-from typing import Any, Callable
+from collections.abc import Awaitable
+from typing import Any, Callable, Optional
 
 from deadstop.errors import LedgerUrlError
 from deadstop.fleet.addresses import BusAddress
 
 try:
-    from nats.aio.client import Client
+    from nats.aio.client import Client as NatsClient
 except ImportError as error:
     message = 'A bus at a nats: address needs nats-py, which does not import here: pip install "deadstop[nats]".'
     raise ModuleNotFoundError(message, name="nats") from error
 
-__all__ = ["CONNECT", "Client", "Loop", "Tap", "drained", "options", "written"]
+__all__ = ["CONNECT", "Client", "Loop", "Tap", "drained", "flushed", "is_nobody", "options", "written"]
 
 CONNECT = 5.0
 """How long (seconds) one attempt to connect may take."""
 
+TURNS = 100
+"""So many turns of the loop the writing of what was published is waited for. It takes two if the server reads."""
+
 PING = 5
 """How often (seconds) the server is asked for a sign of life; two that are missing end the connection."""
+
+
+class Client(NatsClient):
+    """nats-py writes a PING past what still waits to be written, so its answer says nothing of that. A subscription was
+    taken for ended before the server had heard of its end, and what came for it meanwhile was thrown away."""
+
+    async def _send_ping(self, future: Optional[asyncio.Future[Any]] = None) -> None:
+        if future is not None:  # somebody waits for the answer
+            await written(self, patient=True)
+        await super()._send_ping(future)
 
 
 class Loop(asyncio.SelectorEventLoop):
@@ -74,9 +88,28 @@ async def drained(subscription: Any) -> None:
         await subscription.drain()
 
 
-async def written(client: Any) -> None:
-    """Until what was published is in the kernel's hands: whoever goes on from here may end the process."""
-    for _ in range(100):
-        if not client.pending_data_size:
+async def written(client: Any, patient: bool = False) -> None:
+    """Until what was published is in the kernel's hands: whoever goes on from here may end the process. `patient`: for
+    as long as the connection lives, and not for some turns of the loop alone."""
+    before, turns = client.pending_data_size, 0
+    while before and client.is_connected and (patient or turns < TURNS):
+        await asyncio.sleep(0.0 if turns < TURNS else 0.01)
+        waiting = client.pending_data_size
+        if waiting < before:  # it was written, and what waits now came after
             return
-        await asyncio.sleep(0)
+        before, turns = waiting, turns + 1
+
+
+def flushed(then: Callable[[], None]) -> Callable[[Any], Awaitable[None]]:
+    """What does `then` once all is written that was published before."""
+
+    async def work(client: Any) -> None:
+        await written(client)
+        then()
+
+    return work
+
+
+def is_nobody(message: Any) -> bool:
+    """Whether that comes from the server itself: there is nobody to answer."""
+    return bool((message.headers or {}).get("Status") == "503")

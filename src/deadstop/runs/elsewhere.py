@@ -205,7 +205,8 @@ class Elsewhere:
     def _ask_again(self) -> None:
         self._asked_at = time.monotonic()
         exchange = self._member.exchange
-        if exchange is None or not exchange.again({**self._message, "left": self._asked.deadline - self._asked_at}):
+        message = {**self._message, "left": self._asked.deadline - self._asked_at}
+        if exchange is None or not exchange.again(message, self._holder):
             self._others = self._unkept is None  # the bus is down: whoever has this ledger reads it
             self._answered.add(BUS)
             if self._member.private:
@@ -217,8 +218,11 @@ class Elsewhere:
         self._unheld = True
         if self._held or not self._signalled:
             return
-        if self._others and self._member.exchange is not None:
-            self._others = self._member.exchange.unreached(self._asking)
+        exchange = self._member.exchange
+        if exchange is not None and exchange.unsure():
+            return
+        if self._others and exchange is not None:
+            self._others = exchange.unreached(self._asking)
         self._answered.add(BUS)
         self._weigh()
 
@@ -320,6 +324,8 @@ class Elsewhere:
         if self._park or self._held or self._receipt is not None:
             return False
         ended_here = self._intent.run in self._keeper.registry._ended
+        if not ended_here and BUS in self._asking - self._answered:
+            return False  # that no answer came proves nothing
         return self.error is None or (ended_here and isinstance(self.error, LedgerError))
 
     def receipt(self) -> CancelReceipt:
@@ -338,7 +344,7 @@ class Elsewhere:
             return make(Outcome.PARKED, note=f"Nobody holds it. If it is opened within {left:.0f} s, it is cancelled.")
         if self._asked.level is not Level.CONFIRMED:
             return make(Outcome.ACCEPTED if self._held else Outcome.SENT)
-        note = "It is on record; nobody has taken it up."
+        note = "No answer came." if record is None else "It is on record; nobody has taken it up."
         if self._held:
             note = GONE if self._missed is not None else "Its holder was told, and has not settled it."
         return make(Outcome.UNCONFIRMED, diagnosis=diagnose(Facts()), note=note)

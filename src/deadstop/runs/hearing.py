@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
@@ -29,6 +30,9 @@ __all__ = ["Hearing"]
 
 log = logging.getLogger("deadstop")
 
+REMEMBERED = 256
+"""Of how many cancels by others it is known which run they were about, should they be asked again."""
+
 
 class Hearing(ABC):
     """Nothing here waits, but what a `Holder` may use the ledger for."""
@@ -36,6 +40,7 @@ class Hearing(ABC):
     registry: Registry
     member: Member
     pick_up: Callable[[list[IntentRecord]], None]
+    _taken_up: dict[tuple[str, str], BaseRun]  # by the name and the id of the question
 
     @abstractmethod
     def strike(self, run: BaseRun, wanted: Intent, deadline: float = math.inf) -> None:
@@ -81,12 +86,20 @@ class Hearing(ABC):
         run = self.held(name)
         return run if run is not None and run.kept is not None and not run.kept.epoch else None
 
+    def took_up(self, message: Message) -> bool:
+        """Whether that question was heard here before, and was about a run of this holder."""
+        return (str(message.get("run")), str(message.get("id"))) in self._taken_up
+
     def heard(self, message: Message) -> bool:
         """A signal from another process. Whether it was for us."""
         if message["do"] == "list":
             self._list(message)
             return False
-        name, epoch = str(message.get("run")), int(message.get("epoch", 0))
+        name, epoch, asked = str(message.get("run")), int(message.get("epoch", 0)), str(message.get("id"))
+        before = self._taken_up.get((name, asked))
+        if before is not None and before.ended:
+            self._tell_again(before, message)
+            return True
         run = self.meant(name, epoch) if epoch else self.held(name)
         wanted = asked_for(name, message)
         if run is None:
@@ -101,13 +114,31 @@ class Hearing(ABC):
         kept, until = run.kept, math.inf if left is None else time.monotonic() + float(left)
 
         def strike() -> None:
-            kept.replies.append((str(message.get("reply")), str(message.get("id"))))
+            kept.replies.append((str(message.get("reply")), asked))
+            self._take_up((name, asked), run)
             self.strike(run, wanted, until)
             self.member.write(lambda: self._reply(kept))  # should it be settled already
 
         # The answer first: what is struck may end the whole process at once.
         self.member.answer(message.get("reply"), {"do": "have", "id": message.get("id")}, strike)
         return True
+
+    def _take_up(self, asked: tuple[str, str], run: BaseRun) -> None:
+        self._taken_up[asked] = run
+        with contextlib.suppress(KeyError, RuntimeError, StopIteration):  # somebody else made room
+            while len(self._taken_up) > REMEMBERED:
+                self._taken_up.pop(next(iter(self._taken_up)))
+
+    def _tell_again(self, run: BaseRun, message: Message) -> None:
+        """What was asked was taken up, and the answer lost. By now the name may be that of another run, which nobody
+        means."""
+        kept = cast("Kept", run.kept)
+
+        def tell() -> None:
+            kept.replies.append((str(message.get("reply")), str(message.get("id"))))
+            self.member.write(lambda: self._reply(kept))
+
+        self.member.answer(message.get("reply"), {"do": "have", "id": message.get("id")}, tell)
 
     def away(self, target: Any, asked: Terms, facts: dict[str, Any]) -> Union[BaseRun, Elsewhere, None]:
         """Where a cancel goes that is not for this registry: to a run of another client of this process, or elsewhere.

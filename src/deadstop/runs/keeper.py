@@ -49,6 +49,7 @@ class Keeper(Hearing):
         self.closed = False  # its client is
         self.pick_up: Callable[[list[IntentRecord]], None] = lambda wanted: None
         self._aside = Workers(limit=1)
+        self._taken_up = {}
         self._lines: dict[str, Line] = {}
         self._births: dict[int, tuple[BaseRun, Remote]] = {}  # remote runs that are not on record yet
         member.holders.add(self)
@@ -73,7 +74,6 @@ class Keeper(Hearing):
         """A scope is opened; `named`: by a name that the user gave."""
         kept = run.kept = Kept(run.name, named=named)
         kept.orphans, kept.orphan_grace = Orphans(orphans), orphan_grace
-        self.member.wake()
 
     def kept(self, run: BaseRun) -> Kept:
         """What is kept of a run."""
@@ -103,6 +103,7 @@ class Keeper(Hearing):
 
     def look(self, run: BaseRun) -> Optional[Completion]:
         """See whether a run that is being entered was cancelled before. None if there is nothing to wait for."""
+        self.member.wake()
         if self.member.exchange is not None and run.kept is not None and run.kept.named and not run.kept.listening:
             run.kept.listening = True
             self.member.exchange.listen(run.name)  # first: a cancel is on record, or it is heard
