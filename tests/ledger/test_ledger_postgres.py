@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_homes import HERE, NOW, cancel, opening
+from ledger_homes import HERE, NOW, OF_OLD, cancel, opening
 from ledger_postgres import programs, server
 
 from deadstop.errors import LedgerSchemaError, LedgerUnavailable, LedgerUrlError
@@ -176,8 +176,9 @@ def test_a_newer_schema_stops_an_older_library(url: str) -> None:
 def test_every_earlier_version_comes_up(url: str, version: int) -> None:
     """From nothing and from each version to the next one, with what was recorded, by four that start at once."""
     if version:
-        with Book(Postgres(url, steps=STEPS[:version])) as first:
-            cancel(first, opened=opening(), reason="stop")
+        Postgres(url, steps=STEPS[:version]).close()
+        with raw(url) as old:
+            old.execute(OF_OLD)
     together, made = threading.Barrier(4), []
 
     def start() -> None:
@@ -190,7 +191,7 @@ def test_every_earlier_version_comes_up(url: str, version: int) -> None:
     for each in threads:
         each.join(30)
     assert len(made) == 4
-    assert [each.intent.reason for each in made[0].open_intents()] == ["stop"] * bool(version)
+    assert [(each.intent.reason, each.left) for each in made[0].open_intents()] == [("stop", False)] * bool(version)
     for each in made:
         each.close()
     with raw(url) as found:

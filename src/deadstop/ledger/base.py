@@ -167,6 +167,13 @@ class Ledger(ABC):
         """The intent of that epoch; of the newest one that has an intent, if 0."""
 
     @abstractmethod
+    def give_up(self, run: str, epoch: int, *, by: str, now: float) -> bool:
+        """The run's owner ``by`` does nothing more about its cancel, and may live on: it is anybody's (``left``).
+
+        False, and nothing changes, if that is known, if ``by`` is not the owner, or if the outcome is final.
+        """
+
+    @abstractmethod
     def open_intents(self, *, since: float = 0.0, limit: int = 1000) -> list[IntentRecord]:
         """Those that need work, oldest first: without an outcome, or unconfirmed and not refined yet. No tombstones.
 

@@ -153,6 +153,10 @@ class Book(Ledger):
     def intent(self, run: str, epoch: int = 0) -> Optional[IntentRecord]:
         return self.engine.read(lambda tx: rules.intent(tx, rows.name(run), epoch))
 
+    def give_up(self, run: str, epoch: int, *, by: str, now: float) -> bool:
+        values = {"run": rows.name(run), "epoch": epoch, "owner": rows.clean(by), "now": float(now)}
+        return self.engine.write(lambda tx: tx.do("give_up", **values)) > 0
+
     def open_intents(self, *, since: float = 0.0, limit: int = 1000) -> list[IntentRecord]:
         return self._intents("open_intents", since=float(since), limit=limit)
 

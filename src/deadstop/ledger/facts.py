@@ -74,7 +74,8 @@ class IntentRecord:
 
     ``intent`` holds the first cancel's cause, reason, actor and request id, and the strongest level and the tightest
     deadline that any asked for. ``later`` are the cancels that came after it, each as it was asked. ``parked_until``
-    is there while it is a tombstone. ``outcome`` is None while the cancel is under way.
+    is there while it is a tombstone. ``outcome`` is None while the cancel is under way. ``left``: the run's owner does
+    nothing more about it, though it may live.
     """
 
     intent: Intent
@@ -82,6 +83,7 @@ class IntentRecord:
     parked_until: Optional[float] = None
     outcome: Optional[Outcome] = None
     later: tuple[Intent, ...] = ()
+    left: bool = False
 
     @property
     def run(self) -> str:

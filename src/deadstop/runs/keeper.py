@@ -54,7 +54,8 @@ class Keeper(Hearing):
         member.holders.add(self)
 
     def close(self) -> None:
-        """The client is closed, and sends nothing more: what it leaves unconfirmed is another's to finish."""
+        """The client is closed, and sends nothing more: what it leaves unconfirmed is another's to finish, and that is
+        on record, since this process may live on."""
         self.closed = True
         if not self.member._unborn:
             self.member.write(self._leave)
@@ -65,7 +66,7 @@ class Keeper(Hearing):
             if run.cancelled and run.remote is not None and not run.remote.over:
                 kept = self.kept(self.owner(run))
                 if kept.epoch:
-                    self.member.left.add((kept.name, kept.epoch))
+                    self.member.give_up(kept.name, kept.epoch)
 
     # Runs
 
@@ -294,7 +295,7 @@ class Keeper(Hearing):
                 claim.release()
             self._reply(kept)
         if self.closed and told.outcome is Outcome.UNCONFIRMED and kept.epoch:
-            self.member.left.add((kept.name, kept.epoch))
+            self.member.give_up(kept.name, kept.epoch)
 
     def _tell_anyway(self, kept: Kept, receipt: CancelReceipt) -> None:
         """The ledger may be down, and somebody who asked over the bus may be content with the receipt."""

@@ -127,7 +127,7 @@ class PickUp:
         if key in self._working or self._tries.get(key, (0, 0.0))[1] > time.monotonic():
             return
         run = self._ledger.life(*key)
-        left = key in self._keeper.member.left
+        left = wanted.left or key in self._keeper.member.left
         if run is None or (run.by is not None and not left and self._keeper.member.alive(run.by.owner)):
             return  # its holder's to finish
         # What lived on a connection has ended with it.
