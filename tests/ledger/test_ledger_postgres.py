@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_homes import HERE, NOW, OF_OLD, cancel, opening
+from ledger_homes import BASE, HERE, NOW, OF_OLD, cancel, opening, remote
 from ledger_postgres import programs, server
 
 from deadstop.errors import LedgerSchemaError, LedgerUnavailable, LedgerUrlError
@@ -196,6 +196,29 @@ def test_every_earlier_version_comes_up(url: str, version: int) -> None:
         each.close()
     with raw(url) as found:
         assert found.execute("SELECT count(*) FROM deadstop_next").fetchone() == (1,)
+
+
+def test_a_remote_run_that_two_record_at_once_is_the_first_one_s(url: str) -> None:
+    """By the names of two runs, as when its scope is cancelled here and its address there: they share no lock."""
+    found = list[str]()
+
+    def record() -> None:
+        found.append(ledger.record_remote(remote(), opening(), now=NOW).run)
+
+    with connect(url) as ledger, raw(url) as other:
+        ledger.open_run(opening("other"))
+        with other.transaction():
+            other.execute(
+                "INSERT INTO deadstop_remotes (base_url, kind, ids, run, epoch, owner, created_at, terminal)"
+                f" VALUES ('{BASE}', 'response', 'resp_1', 'other', 1, 'there:200:1', {NOW}, false)"
+            )
+            second = threading.Thread(target=record)
+            second.start()
+            while not other.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone():
+                assert second.is_alive()
+                time.sleep(0.01)
+        second.join(20)
+    assert found == ["other"]
 
 
 def test_two_processes_of_sixteen_threads(url: str) -> None:

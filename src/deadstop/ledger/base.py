@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Optional, TypeVar
 
 from deadstop.core.model import Attempt, CancelReceipt, Intent
 from deadstop.ledger.facts import (
     AttemptRecord,
+    Flight,
     IntentRecord,
     Opening,
     OutcomeRecord,
@@ -214,7 +216,20 @@ class Ledger(ABC):
         of that file, until it has given back all its claims; others get None. Postgres: over the whole fleet.
         """
 
-    # Limits.
+    # Single flight, and limits.
+
+    @abstractmethod
+    def take_off(self, flights: Sequence[Flight], *, by: str, now: float) -> set[str]:
+        """Which of these requests may be sent, by their tokens: of a remote run one at a time, over all processes and
+        whatever it is cancelled by, its address or any scope (I7).
+
+        It is told apart by its server, kind and ids. The right ends with `land`, when its owner leaves, and by itself.
+        Postgres: by the database's clock.
+        """
+
+    @abstractmethod
+    def land(self, tokens: Sequence[str]) -> None:
+        """Those requests are over. Again is fine."""
 
     @abstractmethod
     def admit(

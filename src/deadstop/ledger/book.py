@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
@@ -14,6 +15,7 @@ from deadstop.ledger.base import Claim, Ledger
 from deadstop.ledger.engine import Engine, Transaction
 from deadstop.ledger.facts import (
     AttemptRecord,
+    Flight,
     IntentRecord,
     Opening,
     OutcomeRecord,
@@ -48,6 +50,7 @@ class Book(Ledger):
         def job(tx: Transaction) -> None:
             tx.do("leave_process", owner=rows.clean(owner), now=float(now))
             tx.do("end_permits_of", owner=rows.clean(owner))
+            tx.do("end_flights_of", owner=rows.clean(owner))
 
         self.engine.write(job)
 
@@ -81,10 +84,9 @@ class Book(Ledger):
                 epoch = rules.open_run(tx, opening, values).epoch
             else:
                 epoch = rules.known_run(tx, run, remote.epoch)["epoch"]
-            if tx.one("remote_by_id", **key) is None:
-                made = {"owner": rows.clean(remote.owner), "created_at": float(remote.created_at)}
-                tx.do("insert_remote", **key, **noted, **made, run=run, epoch=epoch)
-            elif remote.status is not None or remote.terminal:
+            made = {"owner": rows.clean(remote.owner), "created_at": float(remote.created_at)}
+            new = tx.do("insert_remote", **key, **noted, **made, run=run, epoch=epoch)
+            if not new and (remote.status is not None or remote.terminal):
                 tx.do("remote_status", **key, **noted)
             return rows.remote(rules.sure(tx.one("remote_by_id", **key)))
 
@@ -220,7 +222,32 @@ class Book(Ledger):
     def claim(self, run: str) -> Optional[Claim]:
         return self.engine.claim(rows.name(run))
 
-    # Limits.
+    # Single flight, and limits.
+
+    def take_off(self, flights: Sequence[Flight], *, by: str, now: float) -> set[str]:
+        owned = {"owner": rows.clean(by), "now": float(now)}
+        asked = [
+            {**rows.remote_key(each.remote), **owned, "token": rows.clean(each.token), "lasts": float(each.lasts)}
+            for each in flights
+            if not each.again or not self._aloft(each, now)  # what nearly all find who wait, without a write
+        ]
+        asked.sort(key=lambda each: (each["base_url"], each["kind"], each["ids"]))  # or two would wait for each other
+
+        def job(tx: Transaction) -> set[str]:
+            return {each["token"] for each in asked if tx.do("take_off", **each)}
+
+        return self.engine.write(job) if asked else set()
+
+    def _aloft(self, flight: Flight, now: float) -> bool:
+        where = {**rows.remote_key(flight.remote), "now": float(now)}
+        return self.engine.read(lambda tx: tx.one("aloft", **where)) is not None
+
+    def land(self, tokens: Sequence[str]) -> None:
+        def job(tx: Transaction) -> None:
+            for each in tokens:
+                tx.do("land", token=rows.clean(each))
+
+        self.engine.write(job)
 
     def admit(
         self,
@@ -302,7 +329,7 @@ class Book(Ledger):
                 rules.expire(tx, each["run"], each["epoch"], now)
             swept = sum(
                 tx.do(f"sweep_{what}", before=float(before), limit=limit)
-                for what in ("runs", "refusals", "processes")  # in this order: a run holds on to its process
+                for what in ("runs", "refusals", "flights", "processes")  # in this order: a run holds on to its process
             )
             return len(expired) + swept
 

@@ -14,6 +14,7 @@ from deadstop.core.model import CancelReceipt, Intent, Outcome, Word
 
 __all__ = [
     "AttemptRecord",
+    "Flight",
     "IntentRecord",
     "Opening",
     "Orphans",
@@ -146,6 +147,19 @@ class RemoteRun:
     def ref(self) -> str:
         """Its address: ``response:resp_123``."""
         return f"{self.kind}:{'/'.join(self.ids)}"
+
+
+@dataclass(frozen=True)
+class Flight:
+    """One cancel request that is to be the only one under way for its remote run, for ``lasts`` seconds at most.
+
+    ``token`` is its own. ``again``: it was refused before, and is likely to be refused now.
+    """
+
+    token: str
+    remote: RemoteRun
+    lasts: float
+    again: bool = False
 
 
 @dataclass(frozen=True)

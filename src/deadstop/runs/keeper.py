@@ -22,6 +22,7 @@ from deadstop.fleet.member import Member
 from deadstop.ledger.facts import IntentRecord, Opening, Orphans, RemoteRun
 from deadstop.runs.abroad import offer, withdraw
 from deadstop.runs.chased import Chased, bound, late
+from deadstop.runs.flights import Flights
 from deadstop.runs.hearing import Hearing
 from deadstop.runs.keeping import Keeping
 from deadstop.runs.kept import Kept, Recording, monotonic, recorded, unix
@@ -50,6 +51,7 @@ class Keeper(Hearing):
         self.pick_up: Callable[[list[IntentRecord]], None] = lambda wanted: None
         self._aside = Workers(limit=1)
         self._lines: dict[str, Line] = {}
+        self.flights = Flights(member)
         self._births: dict[int, tuple[BaseRun, Remote]] = {}  # remote runs that are not on record yet
         member.holders.add(self)
 

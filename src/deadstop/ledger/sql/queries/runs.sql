@@ -57,8 +57,10 @@ UPDATE deadstop_runs SET closed_at = :now WHERE run = :run AND epoch = :epoch AN
 SELECT * FROM deadstop_remotes WHERE base_url = :base_url AND kind = :kind AND ids = :ids;
 
 -- name: insert_remote
+-- Under the first name that it is recorded by: two processes may do it at once, by the names of two runs.
 INSERT INTO deadstop_remotes (base_url, kind, ids, run, epoch, owner, created_at, status, status_at, terminal)
-VALUES (:base_url, :kind, :ids, :run, :epoch, :owner, :created_at, :status, :now, :terminal);
+VALUES (:base_url, :kind, :ids, :run, :epoch, :owner, :created_at, :status, :now, :terminal)
+ON CONFLICT (base_url, kind, ids) DO NOTHING;
 
 -- name: remote_status
 -- An end is an end: a late report of an earlier status changes nothing.
