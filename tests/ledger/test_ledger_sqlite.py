@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +227,23 @@ def test_processes_that_start_at_once_share_one_file(path: Path) -> None:
     """Four processes open a file that is not there yet: each succeeds."""
     starting = [child("opened", path) for _ in range(4)]
     assert [answers(each) for each in starting] == [["open"]] * 4
+
+
+def test_a_schema_that_is_made_between_two_looks_is_no_stranger_s(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file is, is read in one piece: who makes the schema in the middle of it has to wait."""
+    plain, once = sqlite3.connect, [None]
+
+    class Interrupted(sqlite3.Connection):
+        def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+            if sql == "PRAGMA user_version" and once:
+                once.pop()
+                with suppress(LedgerUnavailable):
+                    Sqlite(path, patience=0.1).close()
+            return super().execute(sql, *values)
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **how: plain(*args, factory=Interrupted, **how))
+    Sqlite(path).close()
+    assert not once
 
 
 def test_two_processes_of_sixteen_threads(path: Path) -> None:
