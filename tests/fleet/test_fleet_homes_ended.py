@@ -197,6 +197,21 @@ def test_a_cancel_that_reaches_a_closed_client_is_another_process_s(
     assert server.runs[0].truth == "cancelled"
 
 
+def test_who_cancels_what_was_given_up_waits_for_whoever_goes_on(server: FakeOpenAI, url: str, ledger: Ledger) -> None:
+    """Its process holds the name, lives and answers, and will do nothing: that is not the last word."""
+    client = client_of(server, url, timeout=0.5, attempt_timeout=0.5, on_timeout="return")
+    server.add(faults.Overloaded(503), path="/cancel")
+    with client.runs.open("chat-42"):
+        client.post("/responses", body=BACKGROUND, cast_to=JSON)
+    assert client.runs.cancel("chat-42").outcome == "unconfirmed"
+    client.close()
+    until(lambda: [each.left for each in ledger.open_intents()] == [True], "the fact on record")
+    server.clear()
+    with client_of(server, other_way(url), timeout=15.0) as other:
+        assert other.runs.cancel("chat-42").outcome == "cancelled"
+    assert server.runs[0].truth == "cancelled"
+
+
 def test_that_nobody_is_at_it_is_put_on_record_once_the_ledger_is_there(
     server: FakeOpenAI, url: str, ledger: Ledger
 ) -> None:
