@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_homes import NOW, OF_OLD, cancel, opening, receipt
+from ledger_homes import HERE, NOW, OF_OLD, THERE, cancel, opening, receipt
 
 from deadstop.core.model import Outcome
 from deadstop.errors import LedgerSchemaError, LedgerUnavailable
@@ -311,6 +311,42 @@ def test_a_file_that_was_taken_away_is_made_anew(path: Path) -> None:
         cancel(ledger, "again", opened=opening("again"))
         with connect(f"sqlite:///{path}") as other:
             assert other.intent("again") is not None
+
+
+def test_who_was_entered_is_in_the_new_file_before_what_he_writes(path: Path) -> None:
+    """Or he would be taken for dead by whoever finds it. Who has left, or was found dead, is not in it; `lost` is
+    called, once, also where somebody else has made the file."""
+    told = list[str]()
+    with connect(f"sqlite:///{path}") as ledger, connect(f"sqlite:///{path}") as other:
+        ledger.lost = lambda: told.append("lost")
+        for each in (HERE, THERE):
+            ledger.enter(each, now=NOW)
+        ledger.leave(THERE.owner, now=NOW)
+        ledger.refresh()
+        assert told == []
+        for each in path.parent.iterdir():
+            each.unlink()
+        assert other.processes() == []
+        cancel(ledger, opened=opening())
+        assert [each.owner for each in other.processes()] == [HERE.owner]
+        assert told == ["lost"]
+        other.leave(HERE.owner, now=NOW)
+        engine: Any = ledger.engine  # type: ignore[attr-defined]
+        engine._shut("writer")
+        cancel(ledger, epoch=1)
+        assert (other.processes(), told) == ([], ["lost"])
+
+
+def test_a_claim_is_on_the_file_that_is_there(path: Path) -> None:
+    """Who had claims when it was taken away gets no new one beside those of the process that made it anew."""
+    with connect(f"sqlite:///{path}") as ledger, connect(f"sqlite:///{path}") as other:
+        old = ledger.claim("old")
+        assert old is not None
+        for each in path.parent.iterdir():
+            each.unlink()
+        assert other.claim("new") is not None
+        assert ledger.claim("new") is None
+        old.release()
 
 
 def test_a_closed_ledger_says_so(path: Path) -> None:

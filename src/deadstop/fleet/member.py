@@ -5,6 +5,7 @@ There is one member for each URL in a process; the registries of all its clients
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -69,6 +70,7 @@ class Member(Others):
         ledger, bus = split(url)
         self.exchange = None if bus is None else Exchange(self, bus)
         self.ledger: Ledger = connect(ledger)
+        self.ledger.lost = self._lost
         self.private = self.ledger.url == "memory:"  # nobody else can see it
         self.holders: weakref.WeakSet[Holder] = weakref.WeakSet()
         self.writes, self.reads = Lane(), Lane()
@@ -164,10 +166,11 @@ class Member(Others):
             self._born()
         self.reads.submit(lambda: self._work(job, done))
 
-    @staticmethod
-    def _work(job: Callable[[], T], done: Optional[Callable[[Optional[T], Optional[Exception]], object]]) -> None:
+    def _work(self, job: Callable[[], T], done: Optional[Callable[[Optional[T], Optional[Exception]], object]]) -> None:
         value, failed = None, None
         try:
+            with contextlib.suppress(LedgerError):  # the job finds out by itself
+                self.ledger.refresh()  # first: what it knows of the record may be of another one
             value = job()
         except Exception as error:
             failed = error
@@ -178,6 +181,14 @@ class Member(Others):
             log.warning("Work on the ledger was left by %r.", error)
         if done is not None:
             done(value, failed)
+
+    def _lost(self) -> None:
+        log.warning("The ledger %s was taken away; what is held here is put on record anew.", self.ledger.url)
+        for each in list(self.holders):
+            try:
+                each.forgotten()
+            except Exception:  # somebody's transaction is under way here
+                log.exception("What is held here could not be put on record anew.")
 
     # What is given up here
 
@@ -301,7 +312,7 @@ class Member(Others):
         elif (self._beaten and self._beaten + DAY <= now) or not any(
             each.owner == self.process.owner for each in self.ledger.processes()
         ):
-            self._enter()  # it was forgotten, or the file is a new one
+            self._enter()  # it was forgotten
 
     # The end
 

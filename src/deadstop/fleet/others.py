@@ -37,7 +37,9 @@ class Others:
             return True
         known = next((each for each in self.ledger.processes() if each.owner == owner), None)
         if known is None:
-            return False
+            # It has left; or the record is a new one (SQLite's file was taken away), and it has not been there yet.
+            pid = _pid_here(owner)
+            return pid is not None and exists(pid) and not self.ledger.has_left(owner)
         if self.wire is not None:
             dead = bool(self._buried([known]))
         elif known.host != self.process.host:
@@ -57,8 +59,8 @@ class Others:
         bus it may be cut off as well: then that is known of a process of this machine alone."""
         if self.wire is None:
             return owner.split(":", maxsplit=1)[0] == self.process.host
-        _, pid, _, where = [*owner.split(":"), "", "", "", ""][:4]
-        return bool(where) and where == place() and not exists(int(pid))
+        pid = _pid_here(owner)
+        return pid is not None and not exists(pid)
 
     def _buried(self, known: list[Process]) -> set[str]:
         """Those of these processes that are gone, put on record as such."""
@@ -102,3 +104,9 @@ class Others:
         if self.post is not None and address:
             self.post.send(address, message)
         then()
+
+
+def _pid_here(owner: str) -> Optional[int]:
+    """The number of the process whose token that is, if it means anything here: on this machine, since its start."""
+    _, pid, _, where = [*owner.split(":"), "", "", "", ""][:4]
+    return int(pid) if where and where == place() else None

@@ -22,7 +22,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Optional, TypeVar
+from typing import Callable, Optional, TypeVar
 
 from deadstop.core.model import Attempt, CancelReceipt, Intent
 from deadstop.ledger.facts import (
@@ -44,6 +44,10 @@ __all__ = ["Claim", "Ledger"]
 
 L = TypeVar("L", bound="Ledger")
 C = TypeVar("C", bound="Claim")
+
+
+def _nothing() -> None:
+    pass
 
 
 class Claim(ABC):
@@ -82,6 +86,15 @@ class Ledger(ABC):
     url: str
     """Its address, without any password."""
 
+    lost: Callable[[], object] = staticmethod(_nothing)
+    """Called when the home turns out to be another one than before, which has nothing of what was put in: the file of
+    SQLite was taken away. Those that `enter`ed are in it, before anything else. It must not block, nor use the ledger;
+    it may be called twice."""
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """See whether the home is another one than before. Then `lost` has been called when this returns. Cheap."""
+
     # Processes.
 
     @abstractmethod
@@ -95,6 +108,10 @@ class Ledger(ABC):
     @abstractmethod
     def processes(self) -> list[Process]:
         """Those that have not left, oldest first."""
+
+    @abstractmethod
+    def has_left(self, owner: str) -> bool:
+        """Whether that process is on record as one that has left."""
 
     # Runs. A run that nobody cancels and that has no remote run need not be recorded at all.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections import defaultdict
 from collections.abc import Sequence
@@ -39,12 +40,24 @@ class Book(Ledger):
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.url = engine.url
+        self._entered: dict[str, tuple[int, dict[str, Any]]] = {}  # by owner, with the process that did it
+        engine.begun = self._enter_again
 
     # Processes.
 
     def enter(self, process: Process, *, now: float) -> None:
         values = {**rows.by(process), "address": rows.maybe(process.address), "now": float(now)}
         self.engine.write(lambda tx: tx.do("enter_process", **values))
+        self._entered[process.owner] = (os.getpid(), values)
+
+    def _enter_again(self, tx: Transaction) -> None:
+        """In what may be another home than before: nothing is put in there by a process that is not known."""
+        mine = [values for pid, values in list(self._entered.values()) if pid == os.getpid()]
+        if sum(tx.do("enter_again", **values) for values in mine):
+            self.lost()
+
+    def refresh(self) -> None:
+        self.engine.refresh()
 
     def leave(self, owner: str, *, now: float) -> None:
         def job(tx: Transaction) -> None:
@@ -53,9 +66,13 @@ class Book(Ledger):
             tx.do("end_flights_of", owner=rows.clean(owner))
 
         self.engine.write(job)
+        self._entered.pop(owner, None)
 
     def processes(self) -> list[Process]:
         return self.engine.read(lambda tx: [rows.process(each) for each in tx.all("list_processes")])
+
+    def has_left(self, owner: str) -> bool:
+        return self.engine.read(lambda tx: tx.one("left_process", owner=rows.clean(owner))) is not None
 
     # Runs.
 

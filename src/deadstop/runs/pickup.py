@@ -261,10 +261,9 @@ class PickUp:
             return
         # The grace of one that is found dead only now counts from here: it is looked at again.
         there = {each.owner for each in self._ledger.processes()}
-        for owner in {each.owner for each in found} & there:
-            self._keeper.member.alive(owner)
+        living = {owner for owner in {each.owner for each in found} if self._keeper.member.alive(owner)}
         for each in found:
-            if each.owner in there:
+            if each.owner in there | living:
                 continue
             intent = Intent(each.run, each.epoch, Cause.SHUTDOWN, "its owner died", at=now)
             try:

@@ -10,8 +10,16 @@ ON CONFLICT (owner) DO UPDATE SET
         THEN excluded.seen_at ELSE deadstop_processes.seen_at END,
     left_at = NULL;
 
+-- name: enter_again
+-- One that was taken for dead stays so.
+INSERT INTO deadstop_processes (owner, host, pid, address, entered_at, seen_at)
+VALUES (:owner, :host, :pid, :address, :now, :now) ON CONFLICT (owner) DO NOTHING;
+
 -- name: leave_process
 UPDATE deadstop_processes SET left_at = :now WHERE owner = :owner AND left_at IS NULL;
+
+-- name: left_process
+SELECT owner FROM deadstop_processes WHERE owner = :owner AND left_at IS NOT NULL;
 
 -- name: list_processes
 SELECT owner, host, pid, address, entered_at, seen_at FROM deadstop_processes
