@@ -43,7 +43,7 @@ class Child:
         clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "deadstop", *arguments],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -93,9 +93,17 @@ class Child:
         """Send a signal."""
         self.process.send_signal(number)
 
+    def say(self, line: str) -> None:
+        """A line for its standard input."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
     def end(self, within: float = BOUND) -> int:
         """Wait for the end; the exit code."""
         code = self.process.wait(within)
+        if self.process.stdin is not None:
+            self.process.stdin.close()
         for reader in self._readers:
             reader.join(BOUND)
         return code

@@ -175,6 +175,32 @@ def test_a_second_signal_exits_at_once(tmp_path: Path, fake_openai: FakeOpenAI) 
     assert child.output == ["cancelled"]
 
 
+def test_a_signal_that_interrupts_nothing_is_handled_at_once(tmp_path: Path, fake_openai: FakeOpenAI) -> None:
+    """One that another thread is given, or that comes just before the main thread begins to wait, is seen to, too."""
+    fake_openai.add(faults.LostHeaders())
+    body = """
+    import signal
+
+    def signals():
+        for line in iter(os.sys.stdin.readline, ""):
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)  # in this thread: the main one sleeps on
+
+    threading.Thread(target=signals, daemon=True).start()
+    try:
+        ask(OpenAI())
+    except RunCancelledError:
+        print("cancelled", flush=True)
+        time.sleep(60)
+    """
+    with command("exec", "--grace", "60", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
+        fake_openai.wait_for(asked, 20)
+        child.say("now")
+        child.until("cancelled")
+        child.say("and again")
+        assert child.end() == 143
+    assert child.output == ["cancelled"]
+
+
 def test_without_a_live_run_the_script_is_left_at_once(tmp_path: Path) -> None:
     """Where there is nothing to cancel nobody waits for the grace, and Ctrl-C is a KeyboardInterrupt to the script."""
     body = """
@@ -266,6 +292,7 @@ def test_a_trio_script_ends_too(tmp_path: Path, fake_openai: FakeOpenAI, then: s
         assert child.end() == 143
     assert child.output == ["cancelled", "finally", "atexit"]
     assert "Traceback" not in child.errors
+    assert "Warning" not in child.errors
 
 
 @pytest.mark.parametrize("main", ["for each in workers: each.join()", "pass"])

@@ -111,6 +111,7 @@ def test_what_is_not_there_is_not_cancelled(ledger: Ledger) -> None:
 def test_a_cancel_before_the_run_is_parked(ledger: Ledger) -> None:
     """The run that opens under the name is born cancelled, once, by its first cancel; the one after it is not."""
     parked = cancel(ledger, park_until=NOW + 60, reason="stop", actor="alice")
+    assert ledger.intent("chat") == parked.intent
     joined = cancel(ledger, park_until=NOW + 90, reason="really")
     assert (parked.first, joined.first, joined.intent.parked_until) == (True, False, NOW + 90)
     assert ledger.open_intents() == []

@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from deadstop.errors import LedgerSchemaError, LedgerUnavailable, LedgerUrlError
 from deadstop.ledger import connect
 from deadstop.ledger.book import Book
 from deadstop.ledger.leases import LEASE
-from deadstop.ledger.postgres import Postgres
+from deadstop.ledger.postgres import PAUSE, Postgres
 from deadstop.ledger.queries import Migration, migrations
 
 psycopg = pytest.importorskip("psycopg")
@@ -154,6 +155,35 @@ def test_a_lock_that_somebody_keeps_is_an_error_in_time(url: str) -> None:
             with pytest.raises(LedgerUnavailable, match="timeout"):
                 cancel(ledger)
         assert not cancel(ledger).first
+
+
+def test_a_process_that_is_stopped_in_a_transaction_gives_way(url: str) -> None:
+    """It keeps no lock that others need to take over its work; once it goes on, what it was about is done."""
+    inside, go_on = threading.Event(), threading.Event()
+    tries: list[int] = []
+
+    def job(tx: Any) -> str:
+        tx.lock("chat")
+        tries.append(1)
+        if len(tries) == 1:
+            inside.set()
+            assert go_on.wait(20.0)  # as one that was sent SIGSTOP
+        tx.one("last_epoch", run="chat")
+        return "done"
+
+    with closing(Postgres(url)) as stopped, connect(url) as other, ThreadPoolExecutor() as pool:
+        for _ in range(2):  # in a session that was used before, and in a new one
+            for each in (tries, inside, go_on):
+                each.clear()
+            late = pool.submit(stopped.write, job)
+            assert inside.wait(20.0)
+            began = time.monotonic()
+            cancel(other, "chat", park_until=NOW + 60)
+            assert time.monotonic() - began < PAUSE + 1.0
+            go_on.set()
+            assert late.result(20.0) == "done"
+            assert len(tries) == 2
+            stopped._drop_idle()
 
 
 def test_a_foreign_schema_is_left_alone(url: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Coroutine
 from typing import Any, Callable, Optional
 
@@ -91,6 +92,8 @@ def _nothing() -> None:
 
 
 def _library() -> str:
+    if "trio" not in sys.modules:
+        return "asyncio"
     try:
         import sniffio
     except ImportError:

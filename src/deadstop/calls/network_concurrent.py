@@ -46,6 +46,8 @@ class _Stream(Owned):
         return data
 
     async def write(self, buffer: bytes, timeout: Optional[float] = None) -> None:
+        if not buffer and not self._multiplexed:  # the end of a request that has said all
+            return
         call = active_call()
         if self.is_shared(buffer):
             self.share(call)
@@ -61,7 +63,7 @@ class _Stream(Owned):
             return
         if self._owner is not call:
             self.take(call)
-        if self.greets_proxy(call, buffer):
+        if call.phase is not Phase.SENDING and self.greets_proxy(buffer):
             call.check()
         else:
             call.sending(False)

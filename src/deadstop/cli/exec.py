@@ -26,12 +26,13 @@ from typing import Any, Callable, Optional
 
 from deadstop.calls.call import Call, Interruption
 from deadstop.cli.script import ScriptError, prepare, show
+from deadstop.cli.wake import Wake
 from deadstop.clients.adopted import fall_back_on
 from deadstop.clients.install import install
 from deadstop.core.model import CancelReceipt, Cause
 from deadstop.errors import RunCancellationTimeoutError, RunCancelledError
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.registry import REGISTRIES, Registry, stop_new_runs
+from deadstop.runs.registry import REGISTRIES, TOLD, Registry, stop_new_runs
 
 __all__ = ["LEAVING", "execute"]
 
@@ -86,6 +87,9 @@ class Supervisor:
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as with nohup
                 self._before[number] = signal.signal(number, self._handle)
+        # With the first client: a thread more is not for a script that has nothing to cancel, and may fork.
+        if hasattr(signal, "SIGURG"):  # not on Windows
+            TOLD.append(Wake(SIGNALS).start)
         ended: Optional[BaseException] = None
         try:
             body()

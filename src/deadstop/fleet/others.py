@@ -101,6 +101,9 @@ class Others:
         if self.exchange is not None and address and address.startswith(OVER_BUS):
             self.exchange.answer(address, message, then)
             return
+        if self.wire is not None and address:
+            self.wire.send(address, message, then)
+            return
         if self.post is not None and address:
             self.post.send(address, message)
         then()

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from collections import deque
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 from deadstop.errors import LedgerError
 from deadstop.fleet.post import Sent
@@ -70,18 +70,21 @@ class Wire:
 
     # Speaking. May block on the database.
 
-    def send(self, address: str, message: dict[str, Any]) -> Sent:
-        """Tell one process, or ``EVERYBODY``. Whether it is there nobody knows."""
+    def send(self, address: str, message: dict[str, Any], then: Callable[[], None] = lambda: None) -> Sent:
+        """Tell one process, or ``EVERYBODY``, and do ``then`` as soon as that is on its way, or can't be. Whether
+        anybody is there nobody knows."""
         told = json.dumps(message)
         if len(told.encode()) > LARGEST:
             runs = message.get("runs", [])
             for part in (runs[: len(runs) // 2], runs[len(runs) // 2 :]) if len(runs) > 1 else ():
                 self.send(address, {**message, "runs": part})
+            then()
             return Sent.UNSURE
         try:
-            self._engine.hint(address, told)
+            self._engine.hint(address, told, then)
         except LedgerError as error:
             log.warning("Another process could not be told: %s", error)
+            then()
         return Sent.UNSURE
 
     def ask(self, message: dict[str, Any]) -> None:

@@ -147,15 +147,20 @@ class Book(Ledger):
 
         def job(tx: Transaction) -> Optional[Recorded]:
             tx.lock(run)
-            seen = tx.one("cancel_by_request", run=run, request_id=values["request_id"])
-            if seen is not None:
+            known = rules.sure(tx.one("standing", run=run, request_id=values["request_id"]))
+            if known["repeated"]:
+                seen = rules.sure(tx.one("cancel_by_request", run=run, request_id=values["request_id"]))
                 record = rules.sure(rules.intent(tx, run, seen["epoch"]))
                 return Recorded(record, seen["number"] == 0, repeated=True)
             if opening is not None and opened is not None:
                 rules.open_run(tx, opening, opened)
                 found = rules.sure(tx.one("run_of_owner", run=run, owner=opened["owner"]))
+            elif intent.epoch or known["live"] or known["unborn"]:
+                found = rules.target(tx, run, intent.epoch, now)
             else:
-                found = rules.target(tx, run, intent.epoch, park_until, now)
+                found = None  # as nearly always: what nobody cancels is not on record
+            if found is None:
+                return rules.bury(tx, {"run": run, "epoch": known["last"] + 1}, values, park_until, now)
             where = {"run": run, "epoch": found["epoch"]}
             allowed = rows.allowed(found)
             if values["cause"] == Cause.USER and allowed is not None and values["actor"] not in allowed:

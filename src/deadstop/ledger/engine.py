@@ -36,8 +36,9 @@ class Transaction(Protocol):
     def lock(self, run: str) -> None:
         """Until the end of the transaction, nobody else writes about this run."""
 
-    def announce(self, cancel: Announcement) -> None:
-        """With the commit, tell whoever listens that a run was cancelled, where the home has a way to."""
+    def insert(self, queries: tuple[str, ...], told: Announcement, **values: Any) -> None:
+        """Several inserts, none of which sees the rows of the others. With the commit, whoever listens is told of the
+        cancel, where the home has a way to. One round trip at the most."""
 
 
 class Engine(Protocol):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import sys
 import threading
 import weakref
@@ -30,11 +31,27 @@ __all__ = ["Postgres"]
 
 MOST = 8  # connections of one ledger, besides that of its signals
 
+PAUSE = 2.0
+"""How long (seconds) a process may be silent in the middle of a transaction: one that is stopped there keeps the locks
+that others need to take over its work. The server ends its session; should it go on, the transaction is run again."""
+
 T = TypeVar("T")
 Connection = Any  # psycopg.Connection[dict[str, Any]], which the type checker may not have
 
 _abandoned: list[Connection] = []
 _all: weakref.WeakSet[Postgres] = weakref.WeakSet()
+
+
+@cache
+def _hint() -> bytes:
+    return queries("postgres")["hint"].replace(":channel", "$1").replace(":told", "$2").encode()
+
+
+@cache
+def _inserts(names: tuple[str, ...]) -> bytes:
+    """These inserts as one statement, which announces, too."""
+    parts = [b"q%d AS (%s)" % (number, _statements()[each]) for number, each in enumerate(names)]
+    return b"WITH " + b", ".join(parts) + b" " + _statements()["announce"]
 
 
 @cache
@@ -64,8 +81,8 @@ class _Transaction:
     def lock(self, run: str) -> None:
         self.one("lock_run", run=run)
 
-    def announce(self, cancel: Announcement) -> None:
-        self.one("announce", told=json.dumps(cancel._asdict()))
+    def insert(self, queries: tuple[str, ...], told: Announcement, **values: Any) -> None:
+        self.connection.execute(_inserts(queries), {**values, "told": json.dumps(told._asdict())})
 
 
 class Postgres:
@@ -124,7 +141,8 @@ class Postgres:
         """There is nothing to look at."""
 
     def _once_more(self, run: Callable[[Connection], T]) -> T:
-        """A connection that lay idle may have died unnoticed, as after a restart: then once more, on a new one."""
+        """A connection that lay idle may have died unnoticed, as after a restart, or we were stopped in the middle of a
+        transaction: then once more, on a new one."""
         try:
             return self._once(run, fresh=False)
         except _Stale:
@@ -135,8 +153,9 @@ class Postgres:
             with self._borrowed(fresh) as (connection, idle):
                 try:
                     return run(connection)
-                except psycopg.OperationalError as error:
-                    if idle and connection.closed:
+                except psycopg.Error as error:
+                    silent = isinstance(error, psycopg.errors.IdleInTransactionSessionTimeout)
+                    if not fresh and (silent or (idle and connection.closed)):
                         raise _Stale from error
                     raise
         except psycopg.Error as error:
@@ -174,9 +193,8 @@ class Postgres:
     def _connect(self) -> Connection:
         made = psycopg.connect(**self._settings, autocommit=True, row_factory=psycopg_rows.dict_row)
         try:
-            wait = str(max(1, int(self._patience * 1000)))
-            for name in ("lock_timeout", "statement_timeout", "idle_in_transaction_session_timeout"):
-                made.execute(_statements()["set_bound"], {"name": name, "milliseconds": wait})
+            wait, pause = (str(max(1, int(each * 1000))) for each in (self._patience, min(self._patience, PAUSE)))
+            _Transaction(made).one("set_bounds", wait=wait, pause=pause)
         except BaseException:
             made.close()
             raise
@@ -268,9 +286,29 @@ class Postgres:
 
     # Signals: see ``deadstop.fleet.wire``.
 
-    def hint(self, channel: str, told: str) -> None:
-        """Tell whoever listens there now."""
-        self._once_more(lambda connection: _Transaction(connection).one("hint", channel=channel, told=told))
+    def hint(self, channel: str, told: str, then: Callable[[], None]) -> None:
+        """Tell whoever listens there now, and do ``then`` as soon as that is on its way: the server does it in any
+        case from there on. Raises a LedgerError without ``then``."""
+        values = [channel.encode(), told.encode()]
+        done: list[None] = []
+
+        def run(connection: Connection) -> None:
+            wire = connection.pgconn
+            wire.send_query_params(_hint(), values)
+            while wire.flush():
+                select.select([], [wire.socket], [], self._patience)
+            if not done:
+                done.append(None)
+                then()
+            while (result := wire.get_result()) is not None:
+                if result.status != psycopg.pq.ExecStatus.TUPLES_OK:
+                    raise psycopg.errors.error_from_result(result)
+
+        try:
+            self._once_more(run)
+        except LedgerError:
+            if not done:
+                raise
 
     def session(self, owner: str, channels: list[str]) -> Connection:
         """A connection of the caller's own, which listens to ``channels``, and by which others know that ``owner`` is
@@ -292,7 +330,7 @@ class Postgres:
 
 
 class _Stale(Exception):
-    """A connection turned out to be dead before it did anything."""
+    """A connection turned out to be dead before it had done anything that lasts."""
 
 
 def _without_password(url: str) -> str:

@@ -14,16 +14,6 @@ from deadstop.ledger.engine import Announcement, Transaction
 from deadstop.ledger.facts import IntentRecord, Opening, Recorded, RunRecord
 
 REFINEMENTS = (Outcome.CANCELLED, Outcome.FINISHED_FIRST)
-UNBORN: dict[str, Any] = {
-    "owner": None,
-    "host": None,
-    "pid": None,
-    "opened_at": None,
-    "cancellers": None,
-    "orphans": "leave",
-    "orphan_grace": 0.0,
-    "metadata": None,
-}
 
 
 def sure(row: Optional[Any]) -> Any:
@@ -34,7 +24,9 @@ def sure(row: Optional[Any]) -> Any:
 
 def intent(tx: Transaction, run: str, epoch: int) -> Optional[IntentRecord]:
     row = tx.one("intent", run=run, epoch=epoch) if epoch else tx.one("newest_intent", run=run)
-    return None if row is None else rows.intent_record(row, tx.all("cancels", run=run, epoch=row["epoch"]))
+    if row is None:
+        return None
+    return rows.intent_record(row, tx.all("cancels", run=run, epoch=row["epoch"]) if row["cancels"] > 1 else [])
 
 
 def known_run(tx: Transaction, run: str, epoch: int) -> Any:
@@ -99,8 +91,8 @@ def refuse(tx: Transaction, where: dict[str, Any], cancel: Any) -> None:
     tx.do("insert_refusal", **where, **{each: cancel[each] for each in kept})
 
 
-def target(tx: Transaction, run: str, epoch: int, park_until: Optional[float], now: float) -> Any:
-    """The run that a cancel by name or by epoch means; a new tombstone where it means none yet."""
+def target(tx: Transaction, run: str, epoch: int, now: float) -> Optional[Any]:
+    """The run, or the tombstone, that a cancel by name or by epoch means. None: nobody's open run is on record."""
     if epoch:
         return known_run(tx, run, epoch)
     live = tx.one("live_run", run=run)
@@ -111,30 +103,42 @@ def target(tx: Transaction, run: str, epoch: int, park_until: Optional[float], n
         if unborn["parked_until"] > now:
             return unborn
         expire(tx, run, unborn["epoch"], now)
-    if park_until is None or park_until <= now:
-        raise UnknownRunError(f"There is no live run {run!r} on record.", run=run)
-    epoch = new_epoch(tx, run)
-    tx.do("insert_run", **UNBORN, run=run, epoch=epoch)
-    return known_run(tx, run, epoch)
+    return None
+
+
+def bury(tx: Transaction, where: dict[str, Any], values: dict[str, Any], park: Optional[float], now: float) -> Recorded:
+    """A new tombstone."""
+    if park is None or park <= now:
+        raise UnknownRunError(f"There is no live run {where['run']!r} on record.", run=where["run"])
+    told = announced(where, values)
+    tx.insert(("insert_unborn", "insert_intent", "insert_cancel"), told, **where, **values, parked_until=park)
+    return fresh(where, values, park)
+
+
+def fresh(where: dict[str, Any], values: dict[str, Any], park: Optional[float]) -> Recorded:
+    """What was just written, without a look."""
+    unset = {"outcome": None, "left_at": None}
+    return Recorded(rows.intent_record({**where, **values, "parked_until": park, **unset}, []), first=True)
+
+
+def announced(where: dict[str, Any], values: dict[str, Any]) -> Announcement:
+    left = values["deadline"] - values["at"]
+    return Announcement(where["run"], values["request_id"], values["owner"], left if math.isfinite(left) else None)
 
 
 def join(tx: Transaction, where: dict[str, Any], values: dict[str, Any], park: Optional[float]) -> Recorded:
     """Write the intent, or join the one that is there: never weaker (I11), the first cause kept (I10)."""
     before = tx.one("intent", **where)
     if before is None:
-        tx.do("insert_intent", **where, **values, parked_until=park)
-    else:
-        level = max(Level(before["level"]), Level(values["level"]), key=lambda each: each.rank)
-        deadline = min(before["deadline"], values["deadline"])
-        tx.do("strengthen_intent", **where, level=level.value, deadline=deadline)
-        if park is not None and before["parked_until"] is not None and park > before["parked_until"]:
-            tx.do("park_longer", **where, parked_until=park)
-    tx.do("insert_cancel", **where, **values)
-    left = values["deadline"] - values["at"]
-    told = Announcement(where["run"], values["request_id"], values["owner"], left if math.isfinite(left) else None)
-    tx.announce(told)
-    record = intent(tx, where["run"], where["epoch"])
-    return Recorded(sure(record), first=before is None)
+        tx.insert(("insert_intent", "insert_cancel"), announced(where, values), **where, **values, parked_until=park)
+        return fresh(where, values, park)
+    level = max(Level(before["level"]), Level(values["level"]), key=lambda each: each.rank)
+    deadline = min(before["deadline"], values["deadline"])
+    tx.do("strengthen_intent", **where, level=level.value, deadline=deadline)
+    if park is not None and before["parked_until"] is not None and park > before["parked_until"]:
+        tx.do("park_longer", **where, parked_until=park)
+    tx.insert(("insert_cancel",), announced(where, values), **where, **values)
+    return Recorded(sure(intent(tx, where["run"], where["epoch"])), first=False)
 
 
 def admit(

@@ -60,8 +60,10 @@ class _Transaction:
     def lock(self, run: str) -> None:
         """BEGIN IMMEDIATE has taken the one lock there is."""
 
-    def announce(self, cancel: Announcement) -> None:
+    def insert(self, queries: tuple[str, ...], told: Announcement, **values: Any) -> None:
         """Processes of this host are told over their sockets."""
+        for each in queries:
+            self.do(each, **values)
 
 
 class _Job(Generic[T]):

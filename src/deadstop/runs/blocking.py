@@ -18,6 +18,7 @@ from deadstop.runs.keeping import PATIENCE
 from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
 from deadstop.runs.waiting import (
+    ANY,
     FIRST,
     LOOK,
     SETTLING,
@@ -62,7 +63,8 @@ class Run(BaseRun):
         request_id: Optional[str] = None,
     ) -> CancelReceipt:
         """As `Runs.cancel` for this run."""
-        return cancel(self, wish(wait, timeout, policy), reason=reason, actor=actor, request_id=request_id)
+        facts = {"reason": reason, "actor": actor, "request_id": request_id}
+        return cancel(self, wish(wait, timeout, policy), facts)
 
     def __enter__(self) -> Run:
         self.enter()
@@ -180,18 +182,18 @@ class Runs:
         Raises `RunCancellationTimeoutError` when it was not confirmed in time (or returns an `unconfirmed` receipt,
         with `on_timeout="return"`), `CancelRefusedError`, `UnknownRunError`, `UsageError`.
         """
-        asked = wish(wait, timeout, policy)
+        asked = ANY if wait is None and timeout is None and policy is None else wish(wait, timeout, policy)
         facts = {"reason": reason, "actor": actor, "request_id": request_id}
         if self._registry.keeper is not None:
             bounds = terms(self._registry, None, asked, time.monotonic())
             away = self._registry.keeper.away(target, bounds, dict(facts))
             if isinstance(away, BaseRun):
-                return cancel(away, asked, **facts)
+                return cancel(away, asked, facts)
             if away is not None:
                 receipt = _elsewhere(away, bounds)
                 if receipt is not None:
                     return receipt
-        return cancel(self._registry.find(target), asked, **facts)
+        return cancel(self._registry.find(target), asked, facts)
 
     def cancel_all(
         self,
@@ -239,10 +241,10 @@ class Runs:
         return cast(int, self._registry.reset())
 
 
-def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
+def cancel(run: BaseRun, asked: Wish, facts: dict[str, Any]) -> CancelReceipt:
     """Cancel `run` as asked, from this thread."""
     if run.cancellers is not None:
-        run.refuse(facts.get("actor"), facts.get("reason"))
+        run.refuse(facts["actor"], facts["reason"])
     at = time.monotonic()
     struck = run.strike(partial(intent, run, asked, at, facts), asked)
     try:

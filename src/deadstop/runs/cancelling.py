@@ -67,7 +67,7 @@ class Cancelling:
         # Nothing was left to cancel. (What is known of a remote run's end is the chase's business.)
         self.finished_before = run.ended and not run.calls and not run.children and run.remote is None
         self._machines: dict[int, Cancellation] = {}
-        self._calls: dict[int, Call] = {}
+        self.calls: dict[int, Call] = {}  # whose fence is closed
         self._children: list[Cancelling] = []
         self._above: list[Cancelling] = []  # those that have this one among their children
         self._late: list[Intent] = []
@@ -91,11 +91,6 @@ class Cancelling:
 
     # What happened
 
-    def add_calls(self, calls: Iterable[Call]) -> None:
-        """The fence is closed for `calls`; `interrupt()` comes next."""
-        for call in calls:
-            self._calls.setdefault(call.id, call)
-
     def add_child(self, child: Cancelling) -> None:
         """A child is cancelled as well."""
         if child not in self._children:
@@ -106,7 +101,7 @@ class Cancelling:
         """Abort the calls, those of children first: every fence is closed by now."""
         for child in self._children:
             child.interrupt()
-        calls = list(self._calls.values())
+        calls = list(self.calls.values())
         for call in calls:
             call.interrupt()
         for call in calls:
@@ -125,7 +120,7 @@ class Cancelling:
         if self.run.remote is not None:
             return None
         here, thread, found = current_call.get(), threading.get_ident(), None
-        for call in self._calls.values():
+        for call in self.calls.values():
             if not call.left.done:
                 if call is here or (call.thread == thread and not call.in_task and call.is_inside()):
                     return None
@@ -152,7 +147,7 @@ class Cancelling:
             self.run.registry.keeper.cancelled(self)
         for child in self._children:
             child.follow(policy)
-        for call in list(self._calls.values()):
+        for call in list(self.calls.values()):
             self._machines[call.id] = Cancellation.new("in_flight")
             if call.finished:
                 self._inbox.append((call.id, CallFinished(at=time.monotonic())))
@@ -161,7 +156,7 @@ class Cancelling:
             self._chase_remote(self.run.remote)
         self._context = telling.requested(self.run, self.intent)
         self._begun = True
-        for call in list(self._calls.values()):
+        for call in list(self.calls.values()):
             call.left.notify(self._left(call))
         self._work()
 
@@ -185,7 +180,7 @@ class Cancelling:
 
     def _release(self) -> None:
         """Nobody waits for what a held call might still tell: interrupt it."""
-        for call in list(self._calls.values()):
+        for call in list(self.calls.values()):
             if not call.left.is_set():
                 call.release()
                 call.close_idle()
@@ -239,7 +234,7 @@ class Cancelling:
     def _nothing_more(self) -> None:
         """Nobody here is at work on it any more, so there is nothing to wait for."""
         sure = self._once.get("sure")
-        out_there = any(not call.left.is_set() for call in list(self._calls.values()))
+        out_there = any(not call.left.is_set() for call in list(self.calls.values()))
         if sure is None or out_there or any(child.pursued for child in list(self._children)):
             return
         sure.set()
@@ -316,7 +311,7 @@ class Cancelling:
     def _perform(self, number: int, effects: Iterable[Effect]) -> None:
         # The strike has closed the fence and interrupted once. Again is harmless, and what the grace asks for.
         for effect in effects:
-            call = self._calls[number]
+            call = self.calls[number]
             if isinstance(effect, InterruptCall) and not call.left.is_set() and not call.held:
                 call.interrupt()
                 call.close_idle()
@@ -385,7 +380,7 @@ class Cancelling:
         runs. The abort takes effect as soon as they return.
         """
         here, thread = current_call.get(), threading.get_ident()
-        for call in self._calls.values():
+        for call in self.calls.values():
             if call.left.is_set():
                 continue
             if call is here or (not call.in_task and call.thread == thread and call.is_inside()):

@@ -21,6 +21,7 @@ from deadstop.runs.keeping import PATIENCE
 from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
 from deadstop.runs.waiting import (
+    ANY,
     FIRST,
     LOOK,
     SETTLING,
@@ -68,7 +69,8 @@ class AsyncRun(BaseRun):
         request_id: Optional[str] = None,
     ) -> CancelReceipt:
         """As `AsyncRuns.cancel` for this run."""
-        return await cancel(self, wish(wait, timeout, policy), reason=reason, actor=actor, request_id=request_id)
+        facts = {"reason": reason, "actor": actor, "request_id": request_id}
+        return await cancel(self, wish(wait, timeout, policy), facts)
 
     async def __aenter__(self) -> AsyncRun:
         self.enter()
@@ -193,19 +195,19 @@ class AsyncRuns:
         with `on_timeout="return"`), `CancelRefusedError`, `UnknownRunError`, `UsageError`. A cancellation of the task
         that waits here passes through; the cancel goes on.
         """
-        asked = wish(wait, timeout, policy)
+        asked = ANY if wait is None and timeout is None and policy is None else wish(wait, timeout, policy)
         facts = {"reason": reason, "actor": actor, "request_id": request_id}
         if self._registry.keeper is not None:
             self._registry.loop = Loop.current()
             bounds = terms(self._registry, None, asked, time.monotonic())
             away = self._registry.keeper.away(target, bounds, dict(facts))
             if isinstance(away, BaseRun):
-                return await cancel(away, asked, **facts)
+                return await cancel(away, asked, facts)
             if away is not None:
                 receipt = await _elsewhere(away, bounds)
                 if receipt is not None:
                     return receipt
-        return await cancel(self._registry.find(target), asked, **facts)
+        return await cancel(self._registry.find(target), asked, facts)
 
     async def cancel_all(
         self,
@@ -255,10 +257,10 @@ class AsyncRuns:
         return cast(int, await self._registry.reset())
 
 
-async def cancel(run: BaseRun, asked: Wish, **facts: Any) -> CancelReceipt:
+async def cancel(run: BaseRun, asked: Wish, facts: dict[str, Any]) -> CancelReceipt:
     """Cancel `run` as asked, from this task."""
     if run.cancellers is not None:
-        run.refuse(facts.get("actor"), facts.get("reason"))
+        run.refuse(facts["actor"], facts["reason"])
     if run.remote is not None or run.children:
         _bring_home(run)
     at, here = time.monotonic(), Loop.current()

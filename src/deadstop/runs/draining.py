@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, Optional
 
 from deadstop.calls.call import Call
@@ -12,12 +12,12 @@ from deadstop.calls.drain import Drain
 from deadstop.core.model import CallFacts, CancelReceipt, Phase
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import UsageError
-from deadstop.runs.settings import may_drain
+from deadstop.runs.settings import DRAINS, SETTINGS
 
 if TYPE_CHECKING:
     from deadstop.runs.run import BaseRun
 
-__all__ = ["BEING_READ", "arrange", "usage_of"]
+__all__ = ["arrange", "usage_of"]
 
 BEING_READ = (Phase.READING, Phase.BETWEEN_EVENTS)
 """When there can be something to drain."""
@@ -26,19 +26,20 @@ MARGIN = 0.25
 """How long (seconds) before a cancel's deadline a drain is over: the stream is still to be closed in time."""
 
 
-def arrange(run: BaseRun, calls: Iterable[Call], asked: Any) -> None:
+def arrange(run: BaseRun, calls: Collection[Call], asked: Any) -> None:
     """Put a drain on those of `calls` that can be drained, if the policy says so. Before their fence closes.
 
     `asked` has the canceller's own `policy` and `timeout`, where it gave any.
     """
-    # In one piece, and most of the time the end of it: the sockets wait for this.
+    if not any(call.phase in BEING_READ for call in calls):
+        return
     policy: Optional[CancelPolicy] = None if asked is None else asked.policy
     around: Optional[BaseRun] = run
     while policy is None and around is not None:
         policy, around = around.policy, around.parent
     policy = policy or run.registry.policy
     if policy is None:
-        if not may_drain():
+        if SETTINGS.isdisjoint(DRAINS):
             return
         try:
             policy = run.registry.policy_for(run, None)

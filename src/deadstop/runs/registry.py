@@ -31,7 +31,7 @@ from deadstop.runs.settings import policy_in_force
 if TYPE_CHECKING:
     from deadstop.runs.keeper import Keeper
 
-__all__ = ["REGISTRIES", "Registry", "stop_new_runs"]
+__all__ = ["REGISTRIES", "TOLD", "Registry", "stop_new_runs"]
 
 HELD = 10_000
 """How many remote runs a registry knows before it forgets the oldest of those that nobody cancels and whose scopes were
@@ -42,6 +42,9 @@ KEPT = 1000
 
 REGISTRIES: weakref.WeakSet[Registry] = weakref.WeakSet()
 """All registries of the process: a signal handler stops them all."""
+
+TOLD: list[Callable[[], Any]] = []
+"""Called when a registry is made."""
 
 _numbers = itertools.count(1)
 
@@ -78,6 +81,8 @@ class Registry:
         self.home: Callable[[], Any] = lambda: None  # the client that had the runs first; None: it is gone
         self._watchers: list[Callable[[BaseRun, CancelReceipt], Any]] = []
         REGISTRIES.add(self)
+        for tell in TOLD:
+            tell()
 
     # Opening
 

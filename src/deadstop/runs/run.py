@@ -21,8 +21,9 @@ from deadstop.errors import (
     UsageError,
 )
 from deadstop.runs.cancelling import Asked, Cancelling
-from deadstop.runs.draining import BEING_READ, arrange
+from deadstop.runs.draining import arrange
 from deadstop.runs.remote import Remote
+from deadstop.runs.settings import DRAINS, SETTINGS
 
 if TYPE_CHECKING:
     from deadstop.runs.kept import Kept
@@ -211,20 +212,21 @@ class BaseRun:
         return cancelling
 
     def _close_fence(self, intent: Asked, asked: Any) -> Cancelling:
+        # From here to the sockets each step is taken cold, and a function more is microseconds: so there are few.
         mine = Cancelling(self, intent)
         cancelling = self._cancelling.setdefault("it", mine)
         if cancelling is not mine:
             cancelling.join(intent)
         if not cancelling.finished_before:
-            calls = list(self.calls.values())
-            if any(call.phase in BEING_READ for call in calls):
-                arrange(self, calls, asked)
+            policy = (asked and asked.policy) or self.policy or self.parent or self.registry.policy
+            if policy is not None or not SETTINGS.isdisjoint(DRAINS):
+                arrange(self, list(self.calls.values()), asked)
             # Also by whoever comes second: the first may have been held up just here.
             self.cancelled = True
             # Flags first, all the way down: nothing may pass while the interruptions are on their way.
-            calls = list(self.calls.values())
-            for call in calls:
+            for call in list(self.calls.values()):
                 call.canceller = call.canceller or cancelling
+                cancelling.calls.setdefault(call.id, call)
                 call.cancelled = True
             for child in list(self.children.values()) if self.children else ():
                 if not child.cancelled:
@@ -234,7 +236,6 @@ class BaseRun:
                     if cancelling is mine:
                         before.again(child.intent_of(cancelling.intent))
                     cancelling.add_child(before)
-            cancelling.add_calls(calls)
         return cancelling
 
     def _call_back_all(self) -> None:

@@ -13,16 +13,13 @@ from deadstop.core.policy import CancelPolicy, policy_from
 from deadstop.errors import UsageError
 from deadstop.kinds.register import defaults
 
-__all__ = ["may_drain", "policy_in_force"]
+__all__ = ["DRAINS", "SETTINGS", "policy_in_force"]
 
 _DRAINS = ("DEADSTOP_DRAIN", "DEADSTOP_CALL_DRAIN", "DEADSTOP_CONFIG")
-_KEYS = frozenset((*_DRAINS, *(name.encode() for name in _DRAINS)))  # as the system keeps them, either way
-
-
-def may_drain() -> bool:
-    """Whether the settings may have a `drain` for calls. Asked before a strike, so it is quick."""
-    raw = getattr(os.environ, "_data", None)
-    return any(name in os.environ for name in _DRAINS) if raw is None else not raw.keys().isdisjoint(_KEYS)
+DRAINS = frozenset((*_DRAINS, *(name.encode() for name in _DRAINS)))  # as the system keeps them, either way
+SETTINGS = getattr(os.environ, "_data", os.environ).keys()
+"""The names of the settings as they are now, to be looked at before a strike: `SETTINGS.isdisjoint(DRAINS)` says that
+none has a `drain` for calls."""
 
 
 def policy_in_force(kind: str = "call", **explicit: Any) -> CancelPolicy:

@@ -21,7 +21,7 @@ _UNANSWERED = (None, Outcome.SENT, Outcome.ACCEPTED, Outcome.PARKED)
 def sum_up(it: Cancelling, level: Optional[Level] = None) -> CancelReceipt:
     """The receipt as it would be now. With a `level`, short of confirmed, for whoever waits for no more."""
     intent = it.intent
-    facts = tuple(call.facts() for call in it._calls.values())
+    facts = tuple(call.facts() for call in it.calls.values())
     children = it._receipts(level)
     outcome, evidence = _outcome(it, children, level)
     diagnosis = None
@@ -29,7 +29,7 @@ def sum_up(it: Cancelling, level: Optional[Level] = None) -> CancelReceipt:
         diagnosis = next((child.diagnosis for child in children if child.diagnosis), None)
         if it._chase is not None and it._chase.outcome is outcome:
             diagnosis = diagnose(it._chase.facts())
-        blocked = [call for call in it._calls.values() if not call.left.is_set()] or list(it._calls.values())
+        blocked = [call for call in it.calls.values() if not call.left.is_set()] or list(it.calls.values())
         if diagnosis is None and blocked and outcome is Outcome.UNCONFIRMED:
             diagnosis = diagnose(evidence_of(blocked[0]))
     every = (*facts, *(fact for child in children for fact in child.calls))

@@ -15,6 +15,7 @@ from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
 
 __all__ = [
+    "ANY",
     "FIRST",
     "LOOK",
     "SETTLING",
@@ -49,13 +50,14 @@ class Wish(NamedTuple):
     policy: Optional[CancelPolicy]
 
 
-_ANY = Wish(None, None, None)
+ANY = Wish(None, None, None)
+"""The wish of nearly all cancels."""
 
 
 def wish(wait: Union[Level, str, None], timeout: Optional[float], policy: Optional[CancelPolicy]) -> Wish:
     """The wish of a cancel. Raises `UsageError`, and then nothing was cancelled."""
     if wait is None and timeout is None and policy is None:
-        return _ANY
+        return ANY
     level = None
     if wait is not None:
         try:

@@ -65,8 +65,9 @@ SELECT version FROM deadstop_schema;
 -- name: write_version
 UPDATE deadstop_schema SET version = :version;
 
--- name: set_bound
-SELECT set_config(:name, :milliseconds, false);
+-- name: set_bounds
+SELECT set_config('lock_timeout', :wait, false), set_config('statement_timeout', :wait, false),
+    set_config('idle_in_transaction_session_timeout', :pause, false);
 
 -- name: take_off
 INSERT INTO deadstop_flights (base_url, kind, ids, token, owner, until)

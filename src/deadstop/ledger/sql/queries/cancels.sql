@@ -3,11 +3,30 @@
 -- name: cancel_by_request
 SELECT epoch, number FROM deadstop_cancels WHERE run = :run AND request_id = :request_id;
 
+-- name: standing
+-- All that most cancels by name have to know, in one round trip: whether this one is on record, and what there is of
+-- that name. `live`: see live_run.
+SELECT
+    EXISTS (SELECT 1 FROM deadstop_cancels AS c WHERE c.run = :run AND c.request_id = :request_id) AS repeated,
+    EXISTS (
+        SELECT 1 FROM deadstop_runs AS r
+        LEFT JOIN deadstop_processes AS p ON p.owner = r.owner
+        WHERE r.run = :run AND r.opened_at IS NOT NULL AND (
+            (r.closed_at IS NULL AND p.left_at IS NULL)
+            OR EXISTS (SELECT 1 FROM deadstop_remotes AS m WHERE m.run = r.run AND m.epoch = r.epoch AND NOT m.terminal))
+    ) AS live,
+    EXISTS (
+        SELECT 1 FROM deadstop_runs AS r WHERE r.run = :run AND r.opened_at IS NULL AND r.closed_at IS NULL
+    ) AS unborn,
+    (SELECT coalesce(max(epoch), 0) FROM deadstop_runs AS r WHERE r.run = :run) AS last;
+
 -- name: intent
-SELECT * FROM deadstop_intents WHERE run = :run AND epoch = :epoch;
+SELECT i.*, (SELECT count(*) FROM deadstop_cancels AS c WHERE c.run = i.run AND c.epoch = i.epoch) AS cancels
+FROM deadstop_intents AS i WHERE i.run = :run AND i.epoch = :epoch;
 
 -- name: newest_intent
-SELECT * FROM deadstop_intents WHERE run = :run ORDER BY epoch DESC LIMIT 1;
+SELECT i.*, (SELECT count(*) FROM deadstop_cancels AS c WHERE c.run = i.run AND c.epoch = i.epoch) AS cancels
+FROM deadstop_intents AS i WHERE i.run = :run ORDER BY i.epoch DESC LIMIT 1;
 
 -- name: insert_intent
 INSERT INTO deadstop_intents (

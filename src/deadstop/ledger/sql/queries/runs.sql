@@ -53,6 +53,10 @@ INSERT INTO deadstop_runs (
     run, epoch, owner, host, pid, opened_at, cancellers, orphans, orphan_grace, metadata)
 VALUES (:run, :epoch, :owner, :host, :pid, :opened_at, :cancellers, :orphans, :orphan_grace, :metadata);
 
+-- name: insert_unborn
+-- Cancelled before anybody opened it.
+INSERT INTO deadstop_runs (run, epoch, orphans, orphan_grace) VALUES (:run, :epoch, 'leave', 0);
+
 -- name: adopt_run
 UPDATE deadstop_runs SET owner = :owner, host = :host, pid = :pid, opened_at = :opened_at, cancellers = :cancellers,
     orphans = :orphans, orphan_grace = :orphan_grace, metadata = :metadata
