@@ -66,6 +66,13 @@ def server() -> Iterator[FakeOpenAI]:
         yield one
 
 
+def other_way(url: str) -> str:
+    """Another address of the same ledger: who uses it is another member of the fleet, as another process would be."""
+    if url.startswith("sqlite:"):
+        return url.replace("/ledger.db", "/./ledger.db")
+    return f"{url}&application_name=other"
+
+
 class Child:
     """A process of its own. It says things in lines."""
 

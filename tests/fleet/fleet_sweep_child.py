@@ -25,7 +25,7 @@ from deadstop.fleet.member import Member
 AT_ONCE = 3
 WRITES = (
     *("enter", "open_run", "close_run", "record_remote", "remote_status"),
-    *("record_intent", "begin_attempt", "record_attempt", "settle", "leave"),
+    *("record_intent", "take_off", "begin_attempt", "record_attempt", "land", "settle", "leave"),
 )
 
 
@@ -67,11 +67,11 @@ class Trial:
             for each in WRITES:
                 setattr(member.ledger, each, self.around(each, getattr(member.ledger, each)))
 
-        def sending(channel: Any, request: Any, number: int, timeout: float, left: Any, done: Any) -> Any:
+        def sending(channel: Any, request: Any, number: int, timeout: float, left: Any, done: Any, *may: Any) -> Any:
             method = request.method
             self.point(f"{method}-before")
             left, done = self.around(f"{method}-left", left), self.around(f"{method}-answer", done)
-            return send(channel, request, number, timeout, left, done)
+            return send(channel, request, number, timeout, left, done, *may)
 
         Member.__init__ = init  # type: ignore[method-assign]
         Channel.send = sending  # type: ignore[method-assign]

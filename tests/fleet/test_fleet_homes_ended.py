@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any, Dict  # noqa: UP035 - the SDK looks at it at run time, on Python 3.9 too
 
 import openai
 import pytest
+from fleet_homes import other_way
 from worlds import until
 
 import deadstop
 from deadstop import CancelPolicy
 from deadstop.core.model import Intent
+from deadstop.errors import LedgerUnavailable
 from deadstop.ledger.base import Ledger
 from deadstop.ledger.facts import Opening, Process, RemoteRun
 from deadstop.runs import pickup
@@ -154,6 +157,87 @@ def test_a_cancel_that_reaches_a_closed_client_is_another_client_s(
     assert server.runs[0].truth == "cancelled"
 
 
+def test_what_a_closed_client_left_unconfirmed_is_another_process_s(
+    server: FakeOpenAI, url: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its process lives on without a client for that server, and says so on record: another process goes on, and is
+    told at once."""
+    monkeypatch.setattr("deadstop.fleet.member.RESTING", 60.0)  # how long it would be until it looks by itself
+    client = client_of(server, url, timeout=1.0, attempt_timeout=0.5, on_timeout="return")
+    with client_of(server, other_way(url)) as worker:
+        server.add(faults.Overloaded(503), path="/cancel")
+        with client.runs.open("chat-42"):
+            client.post("/responses", body=BACKGROUND, cast_to=JSON)
+        assert client.runs.cancel("chat-42").outcome == "unconfirmed"
+        look(worker)
+        assert not keeper_of(worker).pick_up.busy  # its holder is at it
+        told = threading.Event()
+        keeper_of(worker).member.read_again = told.set
+        client.close()
+        server.clear()
+        assert told.wait(20.0)
+        assert [each.left for each in ledger.open_intents()] == [True]
+        del keeper_of(worker).member.read_again
+        finished(worker, ledger)
+    assert keeper_of(client).member.alive(keeper_of(client).member.process.owner)
+    assert server.runs[0].truth == "cancelled"
+
+
+def test_a_cancel_that_reaches_a_closed_client_is_another_process_s(
+    server: FakeOpenAI, url: str, ledger: Ledger
+) -> None:
+    """The same where it was asked for after the client was closed; also while nothing is settled yet."""
+    client = client_of(server, url, timeout=0.5, on_timeout="return")
+    with client_of(server, other_way(url)) as worker:
+        with client.runs.open("chat-42"):
+            client.post("/responses", body=BACKGROUND, cast_to=JSON)
+            client.close()
+            assert client.runs.cancel("chat-42").outcome == "unconfirmed"
+        finished(worker, ledger)
+    assert server.runs[0].truth == "cancelled"
+
+
+def test_who_cancels_what_was_given_up_waits_for_whoever_goes_on(server: FakeOpenAI, url: str, ledger: Ledger) -> None:
+    """Its process holds the name, lives and answers, and will do nothing: that is not the last word."""
+    client = client_of(server, url, timeout=0.5, attempt_timeout=0.5, on_timeout="return")
+    server.add(faults.Overloaded(503), path="/cancel")
+    with client.runs.open("chat-42"):
+        client.post("/responses", body=BACKGROUND, cast_to=JSON)
+    assert client.runs.cancel("chat-42").outcome == "unconfirmed"
+    client.close()
+    until(lambda: [each.left for each in ledger.open_intents()] == [True], "the fact on record")
+    server.clear()
+    with client_of(server, other_way(url), timeout=15.0) as other:
+        assert other.runs.cancel("chat-42").outcome == "cancelled"
+    assert server.runs[0].truth == "cancelled"
+
+
+def test_that_nobody_is_at_it_is_put_on_record_once_the_ledger_is_there(
+    server: FakeOpenAI, url: str, ledger: Ledger
+) -> None:
+    """The ledger is down when the client is closed. The process says so later; till then it knows by itself."""
+    client = client_of(server, url, timeout=1.0, attempt_timeout=0.5, on_timeout="return")
+    server.add(faults.Overloaded(503), path="/cancel")
+    with client.runs.open("chat-42"):
+        client.post("/responses", body=BACKGROUND, cast_to=JSON)
+    assert client.runs.cancel("chat-42").outcome == "unconfirmed"
+    member = keeper_of(client).member
+    assert member.writes.drain(20.0)
+    give_up = member.ledger.give_up
+    member.ledger.give_up = down
+    client.close()
+    assert member.writes.drain(20.0)
+    assert [each.left for each in ledger.open_intents()] == [False]
+    member.ledger.give_up = give_up
+    look(client)
+    assert member.writes.drain(20.0)
+    assert [each.left for each in ledger.open_intents()] == [True]
+
+
+def down(*args: Any, **kwargs: Any) -> Any:
+    raise LedgerUnavailable("The disk is full.")
+
+
 def test_what_an_open_client_goes_on_with_is_nobody_else_s(server: FakeOpenAI, url: str, ledger: Ledger) -> None:
     """It is not closed, so it alone tries again: the others take nothing of it."""
     with client_of(server, url, timeout=0.5, attempt_timeout=0.5, on_timeout="return") as client:
@@ -161,9 +245,10 @@ def test_what_an_open_client_goes_on_with_is_nobody_else_s(server: FakeOpenAI, u
         with client.runs.open("chat-42"):
             client.post("/responses", body=BACKGROUND, cast_to=JSON)
         assert client.runs.cancel("chat-42").outcome == "unconfirmed"
-        with client_of(server, url) as worker:
-            look(worker)
-            assert not keeper_of(worker).pick_up.busy
+        for way in (url, other_way(url)):
+            with client_of(server, way) as worker:
+                look(worker)
+                assert not keeper_of(worker).pick_up.busy
 
 
 def test_a_client_whose_loop_stands_still_takes_nothing_up(

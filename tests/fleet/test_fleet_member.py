@@ -12,7 +12,7 @@ from worlds import until
 from deadstop.core.model import CancelReceipt, Evidence, Intent, Outcome
 from deadstop.fleet import member
 from deadstop.fleet.holder import Holder, Message
-from deadstop.fleet.member import KEEP, SINCE, Member
+from deadstop.fleet.member import KEEP, Member
 from deadstop.ledger.base import Ledger
 from deadstop.ledger.facts import IntentRecord, Opening, Process
 
@@ -61,28 +61,6 @@ def test_who_starts_keeps_house(url: str, ledger: Ledger) -> None:
     assert starting.writes.drain(20.0)
     assert [each.run for each in ledger.runs(ended=True)] == ["new"]
     starting.close()
-
-
-def test_what_closed_clients_left_is_forgotten_once_others_finished_it(url: str, ledger: Ledger) -> None:
-    """A process that lives for long remembers what is open, and a few more."""
-    made = Member(url)
-    assert made.writes.drain(20.0)
-    by, now = made.process, time.time()
-
-    def leave(run: str, at: float) -> None:
-        ledger.record_intent(Intent(run, at=at), by, opening=Opening(run, by, at), now=at)
-        ledger.settle(CancelReceipt(run, Outcome.UNCONFIRMED), 1, by=by.owner, now=at)
-        made.left.add((run, 1))
-
-    leave("open", now)
-    for number in range(100):
-        leave(f"chat-{number}", now - 2 * SINCE if number % 2 else now)
-        done = CancelReceipt(f"chat-{number}", Outcome.CANCELLED, evidence=Evidence.STATUS)
-        if number % 2 == 0:  # the others are given up, as old as they are
-            ledger.settle(done, 1, by="another", now=now)
-    assert ("open", 1) in made.left
-    assert len(made.left) < 20
-    made.close()
 
 
 def test_a_run_that_begins_as_its_process_goes_to_rest_wakes_it(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,16 @@ THERE = Process("there:200:1", "there", 200)
 NOW = 1_700_000_000.0
 BASE = "https://api.example.com/v1"
 
+OF_OLD = """
+INSERT INTO deadstop_runs (run, epoch, owner, host, pid, opened_at, orphans, orphan_grace)
+VALUES ('chat', 1, 'here:100:1', 'here', 100, 1700000000, 'leave', 0);
+INSERT INTO deadstop_intents (run, epoch, cause, reason, owner, host, pid, level, deadline, request_id, at)
+VALUES ('chat', 1, 'user', 'stop', 'here:100:1', 'here', 100, 'confirmed', 1700000009, 'r', 1700000000);
+INSERT INTO deadstop_cancels (run, request_id, epoch, number, cause, reason, owner, host, pid, level, deadline, at)
+VALUES ('chat', 'r', 1, 0, 'user', 'stop', 'here:100:1', 'here', 100, 'confirmed', 1700000009, 1700000000);
+"""
+"""A cancel, as the first version of the schema put it on record. This library's queries are those of the last one."""
+
 
 @pytest.fixture(params=["memory", "sqlite", "postgres"])
 def home(request: pytest.FixtureRequest, tmp_path: Path) -> str:

@@ -241,6 +241,26 @@ def test_what_could_not_be_confirmed_does_not_hide_what_nobody_has_tried(ledger:
     assert [each.run for each in ledger.open_intents(limit=2)] == ["new", "old-0"]
 
 
+def test_what_its_owner_has_given_up_is_anybody_s(ledger: Ledger) -> None:
+    """A process that lives on may say so of a cancel that is not final, of a run of its own: once, and it stays."""
+
+    def given_up() -> list[bool]:
+        return [each.left for each in ledger.open_intents()]
+
+    assert not ledger.give_up("chat", 1, by=HERE.owner, now=NOW)  # there is none
+    cancel(ledger, opened=opening())
+    assert not ledger.give_up("chat", 1, by=THERE.owner, now=NOW)
+    assert given_up() == [False]
+    assert ledger.give_up("chat", 1, by=HERE.owner, now=NOW)
+    assert not ledger.give_up("chat", 1, by=HERE.owner, now=NOW + 1)
+    ledger.settle(receipt(Outcome.UNCONFIRMED), 1, by=THERE.owner, now=NOW)
+    cancel(ledger, by=THERE)
+    assert given_up() == [True]
+    cancel(ledger, "final", opened=opening("final"))
+    ledger.settle(receipt(run="final"), 1, by=HERE.owner, now=NOW)
+    assert not ledger.give_up("final", 1, by=HERE.owner, now=NOW)
+
+
 def test_a_claim_is_one_thread_s(ledger: Ledger) -> None:
     """While it is held nobody else gets it; given back, the next one does; another run's is free."""
     with connect_claim(ledger, "chat") as mine:

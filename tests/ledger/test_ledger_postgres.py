@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_homes import HERE, NOW, cancel, opening
+from ledger_homes import BASE, HERE, NOW, OF_OLD, cancel, opening, remote
 from ledger_postgres import programs, server
 
 from deadstop.errors import LedgerSchemaError, LedgerUnavailable, LedgerUrlError
@@ -206,8 +206,9 @@ def test_a_newer_schema_stops_an_older_library(url: str) -> None:
 def test_every_earlier_version_comes_up(url: str, version: int) -> None:
     """From nothing and from each version to the next one, with what was recorded, by four that start at once."""
     if version:
-        with Book(Postgres(url, steps=STEPS[:version])) as first:
-            cancel(first, opened=opening(), reason="stop")
+        Postgres(url, steps=STEPS[:version]).close()
+        with raw(url) as old:
+            old.execute(OF_OLD)
     together, made = threading.Barrier(4), []
 
     def start() -> None:
@@ -220,11 +221,34 @@ def test_every_earlier_version_comes_up(url: str, version: int) -> None:
     for each in threads:
         each.join(30)
     assert len(made) == 4
-    assert [each.intent.reason for each in made[0].open_intents()] == ["stop"] * bool(version)
+    assert [(each.intent.reason, each.left) for each in made[0].open_intents()] == [("stop", False)] * bool(version)
     for each in made:
         each.close()
     with raw(url) as found:
         assert found.execute("SELECT count(*) FROM deadstop_next").fetchone() == (1,)
+
+
+def test_a_remote_run_that_two_record_at_once_is_the_first_one_s(url: str) -> None:
+    """By the names of two runs, as when its scope is cancelled here and its address there: they share no lock."""
+    found = list[str]()
+
+    def record() -> None:
+        found.append(ledger.record_remote(remote(), opening(), now=NOW).run)
+
+    with connect(url) as ledger, raw(url) as other:
+        ledger.open_run(opening("other"))
+        with other.transaction():
+            other.execute(
+                "INSERT INTO deadstop_remotes (base_url, kind, ids, run, epoch, owner, created_at, terminal)"
+                f" VALUES ('{BASE}', 'response', 'resp_1', 'other', 1, 'there:200:1', {NOW}, false)"
+            )
+            second = threading.Thread(target=record)
+            second.start()
+            while not other.execute("SELECT 1 FROM pg_locks WHERE NOT granted").fetchone():
+                assert second.is_alive()
+                time.sleep(0.01)
+        second.join(20)
+    assert found == ["other"]
 
 
 def test_two_processes_of_sixteen_threads(url: str) -> None:

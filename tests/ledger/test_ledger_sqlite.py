@@ -10,12 +10,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from ledger_homes import NOW, cancel, opening, receipt
+from ledger_homes import HERE, NOW, OF_OLD, THERE, cancel, opening, receipt
 
 from deadstop.core.model import Outcome
 from deadstop.errors import LedgerSchemaError, LedgerUnavailable
@@ -189,10 +189,10 @@ NEXT = Migration(
 def test_every_earlier_version_comes_up(path: Path, version: int) -> None:
     """From each version to the one after this, with what was recorded, by two that start at once."""
     steps = migrations("sqlite")
-    first = Book(Sqlite(path, steps=steps[:version]))
+    Sqlite(path, steps=steps[:version]).close()
     if version:
-        cancel(first, opened=opening(), reason="stop")
-    first.close()
+        with raw(path) as old:
+            old.executescript(OF_OLD)
     together, made = threading.Barrier(4), []
 
     def start() -> None:
@@ -205,7 +205,7 @@ def test_every_earlier_version_comes_up(path: Path, version: int) -> None:
     for each in threads:
         each.join(30)
     assert len(made) == 4
-    assert [each.intent.reason for each in made[0].open_intents()] == ["stop"] * bool(version)
+    assert [(each.intent.reason, each.left) for each in made[0].open_intents()] == [("stop", False)] * bool(version)
     for each in made:
         each.close()
     with raw(path) as found:
@@ -227,6 +227,23 @@ def test_processes_that_start_at_once_share_one_file(path: Path) -> None:
     """Four processes open a file that is not there yet: each succeeds."""
     starting = [child("opened", path) for _ in range(4)]
     assert [answers(each) for each in starting] == [["open"]] * 4
+
+
+def test_a_schema_that_is_made_between_two_looks_is_no_stranger_s(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a file is, is read in one piece: who makes the schema in the middle of it has to wait."""
+    plain, once = sqlite3.connect, [None]
+
+    class Interrupted(sqlite3.Connection):
+        def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+            if sql == "PRAGMA user_version" and once:
+                once.pop()
+                with suppress(LedgerUnavailable):
+                    Sqlite(path, patience=0.1).close()
+            return super().execute(sql, *values)
+
+    monkeypatch.setattr(sqlite3, "connect", lambda *args, **how: plain(*args, factory=Interrupted, **how))
+    Sqlite(path).close()
+    assert not once
 
 
 def test_two_processes_of_sixteen_threads(path: Path) -> None:
@@ -294,6 +311,42 @@ def test_a_file_that_was_taken_away_is_made_anew(path: Path) -> None:
         cancel(ledger, "again", opened=opening("again"))
         with connect(f"sqlite:///{path}") as other:
             assert other.intent("again") is not None
+
+
+def test_who_was_entered_is_in_the_new_file_before_what_he_writes(path: Path) -> None:
+    """Or he would be taken for dead by whoever finds it. Who has left, or was found dead, is not in it; `lost` is
+    called, once, also where somebody else has made the file."""
+    told = list[str]()
+    with connect(f"sqlite:///{path}") as ledger, connect(f"sqlite:///{path}") as other:
+        ledger.lost = lambda: told.append("lost")
+        for each in (HERE, THERE):
+            ledger.enter(each, now=NOW)
+        ledger.leave(THERE.owner, now=NOW)
+        ledger.refresh()
+        assert told == []
+        for each in path.parent.iterdir():
+            each.unlink()
+        assert other.processes() == []
+        cancel(ledger, opened=opening())
+        assert [each.owner for each in other.processes()] == [HERE.owner]
+        assert told == ["lost"]
+        other.leave(HERE.owner, now=NOW)
+        engine: Any = ledger.engine  # type: ignore[attr-defined]
+        engine._shut("writer")
+        cancel(ledger, epoch=1)
+        assert (other.processes(), told) == ([], ["lost"])
+
+
+def test_a_claim_is_on_the_file_that_is_there(path: Path) -> None:
+    """Who had claims when it was taken away gets no new one beside those of the process that made it anew."""
+    with connect(f"sqlite:///{path}") as ledger, connect(f"sqlite:///{path}") as other:
+        old = ledger.claim("old")
+        assert old is not None
+        for each in path.parent.iterdir():
+            each.unlink()
+        assert other.claim("new") is not None
+        assert ledger.claim("new") is None
+        old.release()
 
 
 def test_a_closed_ledger_says_so(path: Path) -> None:

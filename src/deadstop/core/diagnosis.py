@@ -36,9 +36,9 @@ class Facts:
     fell silent half-way. ``statuses`` are HTTP statuses seen besides those of ``attempts``. ``accepted``:
     the server took the cancel on. ``status`` is the run's last known status, ``status_word`` the provider's
     word for it. ``finished_before`` is the terminal status the run had before the intent, if it had one.
-    ``held_back``: the cancel waited in vain for a place within the policy's limits. ``id_known``: there was something
-    to address a cancel to. ``wanted``: the evidence that was asked for, where the server's word, that it is cancelled,
-    is all there is. ``pool_wait`` and ``elapsed`` are seconds.
+    ``held_back``: the cancel waited in vain for a place within the policy's limits, or for another process's request to
+    be over. ``id_known``: there was something to address a cancel to. ``wanted``: the evidence that was asked for,
+    where the server's word, that it is cancelled, is all there is. ``pool_wait`` and ``elapsed`` are seconds.
     """
 
     target: Target = Target.IN_FLIGHT
@@ -144,7 +144,9 @@ def _not_sent(f: Facts) -> str | None:
     if f.target is Target.UNBORN and not f.id_known and not f.connection_lost:
         return "The run's id was never learned, so there was nothing to send a cancel to."
     if _remote(f) and not f.attempts and f.held_back:
-        return "No cancel request left this process: others had the places that the policy's limits leave."
+        return (
+            "No cancel request left this process: it waited for others' (the policy's limits, or one at a time a run)."
+        )
     if _remote(f) and f.answer is None and f.phase is Phase.CREATED and not f.accepted:
         return "No cancel request left this process."
     if _remote(f) and not f.attempts and not f.connection_lost and not f.accepted:

@@ -31,3 +31,6 @@ class Holder(Protocol):
 
     def read_again(self, wanted: list[IntentRecord], parked: list[IntentRecord]) -> None:
         """The open intents, and the tombstones, as they stand. May use the ledger."""
+
+    def forgotten(self) -> None:
+        """The ledger has lost all that it had: put what is held here on record anew. Must not block."""

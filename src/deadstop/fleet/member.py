@@ -5,6 +5,7 @@ There is one member for each URL in a process; the registries of all its clients
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -12,16 +13,17 @@ import threading
 import time
 import uuid
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union
 
 from deadstop.errors import LedgerError
-from deadstop.fleet.addresses import OVER_BUS, split
+from deadstop.fleet.addresses import split
 from deadstop.fleet.exchange import Exchange
 from deadstop.fleet.holder import Holder, Message
 from deadstop.fleet.lane import Lane
-from deadstop.fleet.left import Left
-from deadstop.fleet.places import exists, place
-from deadstop.fleet.post import Post, Sent, directory
+from deadstop.fleet.others import Others
+from deadstop.fleet.places import place
+from deadstop.fleet.post import Post, directory
 from deadstop.ledger import connect
 from deadstop.ledger.base import Ledger
 from deadstop.ledger.facts import Process
@@ -39,9 +41,6 @@ TICK = 1.5
 
 RESTING = 5.0
 """How often (seconds) a process reads them that holds no runs: what the dead left behind may be its to finish."""
-
-SILENT = 20.0
-"""How long (seconds) without a sign of life before a process of another host is taken for dead."""
 
 ACROSS = 3.5
 """How long (seconds) to wait for processes of other hosts, which read the record on their own, to take up a cancel."""
@@ -65,17 +64,18 @@ ANSWERS = ("have", "none", "nobody", "refused", "settled", "runs")
 T = TypeVar("T")
 
 
-class Member:
+class Member(Others):
     """Raises LedgerError if the ledger can't be used."""
 
     def __init__(self, url: str) -> None:
         ledger, bus = split(url)
         self.exchange = None if bus is None else Exchange(self, bus)
         self.ledger: Ledger = connect(ledger)
+        self.ledger.lost = self._lost
         self.private = self.ledger.url == "memory:"  # nobody else can see it
         self.holders: weakref.WeakSet[Holder] = weakref.WeakSet()
         self.writes, self.reads = Lane(), Lane()
-        self.left = Left(self.ledger, SINCE)
+        self.left: set[tuple[str, int]] = set()  # what was given up here, and is not on record as such: name and epoch
         self.waiting: dict[str, Callable[[Message], None]] = {}  # by the id of a question, whom to tell of answers
         self._unborn, self._bearing, self._birth = True, False, threading.RLock()
         self.awake()
@@ -171,91 +171,46 @@ class Member:
     ) -> None:
         """Have ``job`` run where it may block; ``done(value, error)`` is called there. Never blocks; any thread."""
         self.awake()
-        self.writes.do(job, done)
+        self.writes.do(partial(self._fresh, job), done)
 
     def read(
         self, job: Callable[[], T], done: Optional[Callable[[Optional[T], Optional[Exception]], object]] = None
     ) -> None:
         """As `write`, without waiting for what is being written."""
         self.awake()
-        self.reads.do(job, done)
+        self.reads.do(partial(self._fresh, job), done)
 
-    # Other processes.
+    def _fresh(self, job: Callable[[], T]) -> T:
+        with contextlib.suppress(LedgerError):  # the job finds out by itself
+            self.ledger.refresh()  # first: what is known here of the record may be of another one
+        return job()
 
-    def alive(self, owner: str) -> bool:
-        """Whether a process is there. One of this host that is not is put on record as gone. Uses the ledger."""
-        if owner == self.process.owner:
-            return True
-        known = next((each for each in self.ledger.processes() if each.owner == owner), None)
-        if known is None:
-            return False
-        if self.wire is not None:
-            dead = bool(self._buried([known]))
-        elif known.host != self.process.host:
-            if self.exchange is not None:
-                return self.exchange.alive(known, SILENT)
-            return known.seen_at + SILENT > time.time()
-        elif known.address is not None and self.post is not None:
-            dead = self.post.send(known.address, {"do": "ping"}) is Sent.DEAD
-        else:
-            dead = not exists(known.pid)
-        if dead:
-            self.ledger.leave(known.owner, now=time.time())
-        return not dead
+    def _lost(self) -> None:
+        log.warning("The ledger %s was taken away; what is held here is put on record anew.", self.ledger.url)
+        for each in list(self.holders):
+            try:
+                each.forgotten()
+            except Exception:  # somebody's transaction is under way here
+                log.exception("What is held here could not be put on record anew.")
 
-    def ended(self, owner: str) -> bool:
-        """Whether a process that is not `alive` has ended for sure, and its connections with it. Over a database or a
-        bus it may be cut off as well: then that is known of a process of this machine alone."""
-        if self.wire is None:
-            return owner.split(":", maxsplit=1)[0] == self.process.host
-        _, pid, _, where = [*owner.split(":"), "", "", "", ""][:4]
-        return bool(where) and where == place() and not exists(int(pid))
+    # What is given up here
 
-    def _buried(self, known: list[Process]) -> set[str]:
-        """Those of these processes that are gone, put on record as such."""
-        assert self.wire is not None
-        gone = self.wire.missing(known)
-        for each in gone:
-            self.ledger.leave(each, now=time.time())
-        return gone
+    def give_up(self, run: str, epoch: int) -> None:
+        """A cancel of a run that was held here is not gone on with here: it is anybody's. Uses the ledger."""
+        self.left.add((run, epoch))
+        self._tell_left()
 
-    def signal(self, message: Message) -> tuple[set[str], bool]:
-        """Send a message to every other process. Uses the ledger.
+    def _tell_left(self) -> None:
+        told = False
+        for key in list(self.left):
+            told = self.ledger.give_up(*key, by=self.process.owner, now=time.time()) or told
+            self.left.discard(key)
+        if told:
+            self._read_again()  # for the other clients here
+            if not self.private:
+                self.signal({"do": "again"})
 
-        Returns who has taken it, and will answer, and whether there are others, who may say nothing.
-        """
-        taken, others, known = set(), False, self.ledger.processes()
-        if self.wire is not None:
-            gone = self._buried(known)
-            self.wire.ask(message)
-            found = {each.owner for each in known if each.owner != self.process.owner} - gone
-            return (set(), bool(found)) if message["do"] == "cancel" else (found, False)
-        for each in known:
-            if each.owner == self.process.owner:
-                continue
-            if each.host != self.process.host or each.address is None or self.post is None:
-                others = others or self.alive(each.owner)
-                continue
-            sent = self.post.send(each.address, message)
-            if sent is Sent.DEAD:
-                self.ledger.leave(each.owner, now=time.time())
-            else:
-                taken.add(each.owner)
-        return taken, others
-
-    def answer(self, address: Optional[str], message: Message, then: Callable[[], None] = lambda: None) -> None:
-        """Answer a question, if its asker still listens, and do `then` as soon as that is out. Blocks only
-        where the ledger is a database."""
-        message = {**message, "owner": self.process.owner}
-        if self.exchange is not None and address and address.startswith(OVER_BUS):
-            self.exchange.answer(address, message, then)
-            return
-        if self.wire is not None and address:
-            self.wire.send(address, message, then)
-            return
-        if self.post is not None and address:
-            self.post.send(address, message)
-        then()
+    # What is heard
 
     def holding(self) -> bool:
         return any(each.holding() for each in list(self.holders))
@@ -353,6 +308,8 @@ class Member:
 
     def read_again(self) -> None:
         """Read what is to be cancelled, and tell the holders. Uses the ledger."""
+        if self.left:  # the ledger was down
+            self.write(self._tell_left)
         now = time.time()
         wanted = self.ledger.open_intents(since=now - SINCE)
         parked = self.ledger.parked(now=now) if self.holding() else []
@@ -364,7 +321,7 @@ class Member:
         elif (self._beaten and self._beaten + DAY <= now) or not any(
             each.owner == self.process.owner for each in self.ledger.processes()
         ):
-            self._enter()  # it was forgotten, or the file is a new one
+            self._enter()  # it was forgotten
 
     # The end
 
@@ -395,5 +352,5 @@ class Member:
             self.post.disown()
         if self.exchange is not None:
             self.exchange.forked()
-        self.waiting = {}
+        self.waiting, self.left = {}, set()
         self._unborn, self._bearing, self._birth = True, False, threading.RLock()

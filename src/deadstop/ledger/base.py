@@ -20,12 +20,14 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Optional, TypeVar
+from typing import Callable, Optional, TypeVar
 
 from deadstop.core.model import Attempt, CancelReceipt, Intent
 from deadstop.ledger.facts import (
     AttemptRecord,
+    Flight,
     IntentRecord,
     Opening,
     OutcomeRecord,
@@ -42,6 +44,10 @@ __all__ = ["Claim", "Ledger"]
 
 L = TypeVar("L", bound="Ledger")
 C = TypeVar("C", bound="Claim")
+
+
+def _nothing() -> None:
+    pass
 
 
 class Claim(ABC):
@@ -80,6 +86,15 @@ class Ledger(ABC):
     url: str
     """Its address, without any password."""
 
+    lost: Callable[[], object] = staticmethod(_nothing)
+    """Called when the home turns out to be another one than before, which has nothing of what was put in: the file of
+    SQLite was taken away. Those that `enter`ed are in it, before anything else. It must not block, nor use the ledger;
+    it may be called twice."""
+
+    @abstractmethod
+    def refresh(self) -> None:
+        """See whether the home is another one than before. Then `lost` has been called when this returns. Cheap."""
+
     # Processes.
 
     @abstractmethod
@@ -93,6 +108,10 @@ class Ledger(ABC):
     @abstractmethod
     def processes(self) -> list[Process]:
         """Those that have not left, oldest first."""
+
+    @abstractmethod
+    def has_left(self, owner: str) -> bool:
+        """Whether that process is on record as one that has left."""
 
     # Runs. A run that nobody cancels and that has no remote run need not be recorded at all.
 
@@ -167,6 +186,13 @@ class Ledger(ABC):
         """The intent of that epoch; of the newest one that has an intent, if 0."""
 
     @abstractmethod
+    def give_up(self, run: str, epoch: int, *, by: str, now: float) -> bool:
+        """The run's owner ``by`` does nothing more about its cancel, and may live on: it is anybody's (``left``).
+
+        False, and nothing changes, if that is known, if ``by`` is not the owner, or if the outcome is final.
+        """
+
+    @abstractmethod
     def open_intents(self, *, since: float = 0.0, limit: int = 1000) -> list[IntentRecord]:
         """Those that need work, oldest first: without an outcome, or unconfirmed and not refined yet. No tombstones.
 
@@ -207,7 +233,20 @@ class Ledger(ABC):
         of that file, until it has given back all its claims; others get None. Postgres: over the whole fleet.
         """
 
-    # Limits.
+    # Single flight, and limits.
+
+    @abstractmethod
+    def take_off(self, flights: Sequence[Flight], *, by: str, now: float) -> set[str]:
+        """Which of these requests may be sent, by their tokens: of a remote run one at a time, over all processes and
+        whatever it is cancelled by, its address or any scope (I7).
+
+        It is told apart by its server, kind and ids. The right ends with `land`, when its owner leaves, and by itself.
+        Postgres: by the database's clock.
+        """
+
+    @abstractmethod
+    def land(self, tokens: Sequence[str]) -> None:
+        """Those requests are over. Again is fine."""
 
     @abstractmethod
     def admit(

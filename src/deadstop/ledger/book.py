@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Optional
 
@@ -14,6 +16,7 @@ from deadstop.ledger.base import Claim, Ledger
 from deadstop.ledger.engine import Engine, Transaction
 from deadstop.ledger.facts import (
     AttemptRecord,
+    Flight,
     IntentRecord,
     Opening,
     OutcomeRecord,
@@ -37,22 +40,39 @@ class Book(Ledger):
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.url = engine.url
+        self._entered: dict[str, tuple[int, dict[str, Any]]] = {}  # by owner, with the process that did it
+        engine.begun = self._enter_again
 
     # Processes.
 
     def enter(self, process: Process, *, now: float) -> None:
         values = {**rows.by(process), "address": rows.maybe(process.address), "now": float(now)}
         self.engine.write(lambda tx: tx.do("enter_process", **values))
+        self._entered[process.owner] = (os.getpid(), values)
+
+    def _enter_again(self, tx: Transaction) -> None:
+        """In what may be another home than before: nothing is put in there by a process that is not known."""
+        mine = [values for pid, values in list(self._entered.values()) if pid == os.getpid()]
+        if sum(tx.do("enter_again", **values) for values in mine):
+            self.lost()
+
+    def refresh(self) -> None:
+        self.engine.refresh()
 
     def leave(self, owner: str, *, now: float) -> None:
         def job(tx: Transaction) -> None:
             tx.do("leave_process", owner=rows.clean(owner), now=float(now))
             tx.do("end_permits_of", owner=rows.clean(owner))
+            tx.do("end_flights_of", owner=rows.clean(owner))
 
         self.engine.write(job)
+        self._entered.pop(owner, None)
 
     def processes(self) -> list[Process]:
         return self.engine.read(lambda tx: [rows.process(each) for each in tx.all("list_processes")])
+
+    def has_left(self, owner: str) -> bool:
+        return self.engine.read(lambda tx: tx.one("left_process", owner=rows.clean(owner))) is not None
 
     # Runs.
 
@@ -81,10 +101,9 @@ class Book(Ledger):
                 epoch = rules.open_run(tx, opening, values).epoch
             else:
                 epoch = rules.known_run(tx, run, remote.epoch)["epoch"]
-            if tx.one("remote_by_id", **key) is None:
-                made = {"owner": rows.clean(remote.owner), "created_at": float(remote.created_at)}
-                tx.do("insert_remote", **key, **noted, **made, run=run, epoch=epoch)
-            elif remote.status is not None or remote.terminal:
+            made = {"owner": rows.clean(remote.owner), "created_at": float(remote.created_at)}
+            new = tx.do("insert_remote", **key, **noted, **made, run=run, epoch=epoch)
+            if not new and (remote.status is not None or remote.terminal):
                 tx.do("remote_status", **key, **noted)
             return rows.remote(rules.sure(tx.one("remote_by_id", **key)))
 
@@ -158,6 +177,10 @@ class Book(Ledger):
     def intent(self, run: str, epoch: int = 0) -> Optional[IntentRecord]:
         return self.engine.read(lambda tx: rules.intent(tx, rows.name(run), epoch))
 
+    def give_up(self, run: str, epoch: int, *, by: str, now: float) -> bool:
+        values = {"run": rows.name(run), "epoch": epoch, "owner": rows.clean(by), "now": float(now)}
+        return self.engine.write(lambda tx: tx.do("give_up", **values)) > 0
+
     def open_intents(self, *, since: float = 0.0, limit: int = 1000) -> list[IntentRecord]:
         return self._intents("open_intents", since=float(since), limit=limit)
 
@@ -221,7 +244,32 @@ class Book(Ledger):
     def claim(self, run: str) -> Optional[Claim]:
         return self.engine.claim(rows.name(run))
 
-    # Limits.
+    # Single flight, and limits.
+
+    def take_off(self, flights: Sequence[Flight], *, by: str, now: float) -> set[str]:
+        owned = {"owner": rows.clean(by), "now": float(now)}
+        asked = [
+            {**rows.remote_key(each.remote), **owned, "token": rows.clean(each.token), "lasts": float(each.lasts)}
+            for each in flights
+            if not each.again or not self._aloft(each, now)  # what nearly all find who wait, without a write
+        ]
+        asked.sort(key=lambda each: (each["base_url"], each["kind"], each["ids"]))  # or two would wait for each other
+
+        def job(tx: Transaction) -> set[str]:
+            return {each["token"] for each in asked if tx.do("take_off", **each)}
+
+        return self.engine.write(job) if asked else set()
+
+    def _aloft(self, flight: Flight, now: float) -> bool:
+        where = {**rows.remote_key(flight.remote), "now": float(now)}
+        return self.engine.read(lambda tx: tx.one("aloft", **where)) is not None
+
+    def land(self, tokens: Sequence[str]) -> None:
+        def job(tx: Transaction) -> None:
+            for each in tokens:
+                tx.do("land", token=rows.clean(each))
+
+        self.engine.write(job)
 
     def admit(
         self,
@@ -303,7 +351,7 @@ class Book(Ledger):
                 rules.expire(tx, each["run"], each["epoch"], now)
             swept = sum(
                 tx.do(f"sweep_{what}", before=float(before), limit=limit)
-                for what in ("runs", "refusals", "processes")  # in this order: a run holds on to its process
+                for what in ("runs", "refusals", "flights", "processes")  # in this order: a run holds on to its process
             )
             return len(expired) + swept
 

@@ -46,6 +46,13 @@ class Engine(Protocol):
 
     url: str
 
+    begun: Callable[[Transaction], object]
+    """What is done first in the first transaction of what may be another home than before: of a new connection to a
+    file. May be called again."""
+
+    def refresh(self) -> None:
+        """If the home is another one than before, begin there."""
+
     def write(self, job: Callable[[Transaction], T]) -> T:
         """Run ``job`` in one transaction and commit; what it raises rolls back. It may be run more than once."""
 

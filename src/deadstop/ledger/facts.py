@@ -14,6 +14,7 @@ from deadstop.core.model import CancelReceipt, Intent, Outcome, Word
 
 __all__ = [
     "AttemptRecord",
+    "Flight",
     "IntentRecord",
     "Opening",
     "Orphans",
@@ -74,7 +75,8 @@ class IntentRecord:
 
     ``intent`` holds the first cancel's cause, reason, actor and request id, and the strongest level and the tightest
     deadline that any asked for. ``later`` are the cancels that came after it, each as it was asked. ``parked_until``
-    is there while it is a tombstone. ``outcome`` is None while the cancel is under way.
+    is there while it is a tombstone. ``outcome`` is None while the cancel is under way. ``left``: the run's owner does
+    nothing more about it, though it may live.
     """
 
     intent: Intent
@@ -82,6 +84,7 @@ class IntentRecord:
     parked_until: Optional[float] = None
     outcome: Optional[Outcome] = None
     later: tuple[Intent, ...] = ()
+    left: bool = False
 
     @property
     def run(self) -> str:
@@ -144,6 +147,19 @@ class RemoteRun:
     def ref(self) -> str:
         """Its address: ``response:resp_123``."""
         return f"{self.kind}:{'/'.join(self.ids)}"
+
+
+@dataclass(frozen=True)
+class Flight:
+    """One cancel request that is to be the only one under way for its remote run, for ``lasts`` seconds at most.
+
+    ``token`` is its own. ``again``: it was refused before, and is likely to be refused now.
+    """
+
+    token: str
+    remote: RemoteRun
+    lasts: float
+    again: bool = False
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,8 @@ class FileLock:
 
     def acquire(self) -> bool:
         """Whether this process has it now. Raises OSError if the file can't be opened."""
+        if self._file is not None and not self._there(self._file):
+            self.release()  # it was taken away, and whoever comes now makes another one
         if self._file is None:
             file = os.open(self._path, os.O_CREAT | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o600)
             try:
@@ -50,6 +52,12 @@ class FileLock:
                 raise
             self._file = file
         return True
+
+    def _there(self, file: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(file), os.stat(self._path))
+        except OSError:
+            return False
 
     def release(self) -> None:
         if self._file is not None:

@@ -97,6 +97,7 @@ class Postgres:
         self._patience = patience
         self._steps = migrations("postgres") if steps is None else steps
         self._settings = self._parse(url)
+        self.begun: Callable[[Transaction], object] = lambda tx: None  # a database is not made anew under its users
         self._closed = False
         self._idle: list[Connection] = []
         self._fresh()
@@ -135,6 +136,9 @@ class Postgres:
     def read(self, job: Callable[[Transaction], T]) -> T:
         # Each query by itself: a transaction would cost two round trips, and give them no common moment either.
         return self._once_more(lambda connection: job(_Transaction(connection)))
+
+    def refresh(self) -> None:
+        """There is nothing to look at."""
 
     def _once_more(self, run: Callable[[Connection], T]) -> T:
         """A connection that lay idle may have died unnoticed, as after a restart, or we were stopped in the middle of a

@@ -136,7 +136,8 @@ def intent(row: Row) -> Intent:
 
 def intent_record(row: Row, cancels: list[Any]) -> IntentRecord:
     later = tuple(intent(each) for each in cancels if each["number"] > 0)
-    return IntentRecord(intent(row), _by(row), row["parked_until"], _outcome(row["outcome"]), later)
+    left = row["left_at"] is not None
+    return IntentRecord(intent(row), _by(row), row["parked_until"], _outcome(row["outcome"]), later, left)
 
 
 def _outcome(word: Optional[str]) -> Optional[Outcome]:

@@ -117,7 +117,8 @@ def bury(tx: Transaction, where: dict[str, Any], values: dict[str, Any], park: O
 
 def fresh(where: dict[str, Any], values: dict[str, Any], park: Optional[float]) -> Recorded:
     """What was just written, without a look."""
-    return Recorded(rows.intent_record({**where, **values, "parked_until": park, "outcome": None}, []), first=True)
+    unset = {"outcome": None, "left_at": None}
+    return Recorded(rows.intent_record({**where, **values, "parked_until": park, **unset}, []), first=True)
 
 
 def announced(where: dict[str, Any], values: dict[str, Any]) -> Announcement:

@@ -92,12 +92,13 @@ class Sqlite:
         self.url = "memory:" if self.path is None else f"sqlite:///{self.path}"
         self._patience = patience
         self._steps = migrations("sqlite") if steps is None else steps
+        self.begun: Callable[[Transaction], object] = _nothing
         self._closed = False
         self._open: list[sqlite3.Connection] = []
         self._fresh()
         weakref.finalize(self, _close_all, self._open)
         _all.add(self)
-        self.write(lambda tx: None)
+        self.write(_nothing)
 
     def _fresh(self) -> None:
         """As at the start: no connection, nobody waiting. Also for the child of a fork."""
@@ -109,6 +110,7 @@ class Sqlite:
         self._writer: Optional[sqlite3.Connection] = None
         self._reader: Optional[sqlite3.Connection] = None
         self._files: dict[str, tuple[int, int]] = {}  # which file the writer and the reader have open
+        self._anew = False  # nothing was committed yet by this writer
         self._gate = None if self.path is None else Gate(f"{self.path}-gate")
         self._claims = Claims(None if self.path is None else FileLock(f"{self.path}-claims"))
 
@@ -150,9 +152,12 @@ class Sqlite:
             writer = self._writing_connection()
             self._begin(writer)
             try:
+                if self._anew:
+                    self.begun(_Transaction(writer))
                 for each in batch:
                     self._run(writer, each)
                 writer.execute("COMMIT")
+                self._anew = False
             except BaseException:
                 if writer.in_transaction:
                     writer.execute("ROLLBACK")
@@ -205,8 +210,7 @@ class Sqlite:
     def read(self, job: Callable[[Transaction], T]) -> T:
         if self.path is None:
             return self.write(job)
-        if self._files.get("writer") != self._identity():
-            self.write(lambda tx: None)  # the file is another one, or gone: make it what it should be
+        self.refresh()
         with self._reading:
             try:
                 reader = self._reading_connection()
@@ -218,6 +222,11 @@ class Sqlite:
             except (sqlite3.Error, OSError) as error:
                 raise self._failure(error) from error
 
+    def refresh(self) -> None:
+        """If the file is another one, or gone, make it what it should be."""
+        if self.path is not None and self._files.get("writer") != self._identity():
+            self.write(_nothing)
+
     # Connections. The file may be taken away and made anew by others: what is written to a file without a name is lost.
 
     def _writing_connection(self) -> sqlite3.Connection:
@@ -227,7 +236,9 @@ class Sqlite:
         self._shut("writer")
         if self.path is not None:
             sqlite_file.create(self.path)
-        self._writer = self._connect()
+        if self._gate is not None:
+            self._gate.close()  # it may have been taken away as well
+        self._writer, self._anew = self._connect(), True
         try:
             sqlite_file.prepare(self._writer, self.path, self._steps, self._patience)
             self._writer.execute("PRAGMA busy_timeout = 0")  # from here on `_begin` waits
@@ -348,6 +359,10 @@ class Sqlite:
         self._claims.close()
         if self._gate is not None:
             self._gate.close()
+
+
+def _nothing(tx: Transaction) -> None:
+    pass
 
 
 def _close_all(connections: list[sqlite3.Connection]) -> None:

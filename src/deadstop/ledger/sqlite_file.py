@@ -31,7 +31,12 @@ def prepare(
 
     Raises LedgerSchemaError; sqlite3.Error as it comes.
     """
-    version = _version(connection, path, steps)
+    # In one piece: between two reads another process may have made the schema, which would seem to be somebody else's.
+    connection.execute("BEGIN")
+    try:
+        version = _version(connection, path, steps)
+    finally:
+        connection.execute("ROLLBACK")
     if path is not None:
         _set_wal(connection, patience)
     connection.execute("PRAGMA synchronous = FULL")

@@ -48,9 +48,10 @@ from deadstop.core.machine import (
 from deadstop.core.model import Attempt, Evidence, Intent, Level, Outcome, Phase, RunStatus
 from deadstop.core.policy import CancelPolicy
 from deadstop.kinds.servers import UNKNOWN, recognise
-from deadstop.runs.keeping import UNKEPT, Keeping, Place
+from deadstop.runs.keeping import UNKEPT, Keeping
 from deadstop.runs.rationing import plan_retry
 from deadstop.runs.remote import Remote
+from deadstop.runs.sending import Sending
 
 __all__ = ["Chase"]
 
@@ -75,8 +76,8 @@ class Chase:
         keeping: Keeping = UNKEPT,
         clock: Clock = REAL,
     ) -> None:
-        self._clock = clock
-        self._keeping = keeping
+        self.clock = clock
+        self.keeping = keeping
         self.remote = remote
         self.policy = policy
         self.machine = Cancellation.new(Target.UNBORN if remote.ref is None else Target.REMOTE, poll=policy.poll)
@@ -93,12 +94,12 @@ class Chase:
         self._lock = threading.Lock()
         self._bounds: list[Any] = []  # grace and deadline
         self._timers: list[Any] = []  # the last ones that the machine asked for
-        self._abandon: Callable[[], None] = _nothing
+        self.abandon: Callable[[], None] = _nothing
         self._heard: Optional[tuple[RunStatus, Optional[str]]] = None  # what the last answer to a cancel said
         self._hopeless = 0
         self.stopped = False
         self._wrong_target = False
-        self._held_back = False
+        self.held_back = False
         self._connection_lost = False
         self._phase = Phase.UNKNOWN
         self._statuses: list[int] = []
@@ -116,29 +117,29 @@ class Chase:
         self.feed(CancelRequested(at=intent.at, intent=replace(intent, deadline=deadline)))
         self._changed(self.remote)  # what came to be known before anybody wanted it cancelled
         if not self.machine.ended and not self.stopped:
-            self._bounds = [self._clock.at(deadline, self.deadline_passed)]
+            self._bounds = [self.clock.at(deadline, self.deadline_passed)]
             if grace < deadline:
-                self._bounds.append(self._clock.at(grace, self.grace_spent))
+                self._bounds.append(self.clock.at(grace, self.grace_spent))
             if self.settled_at is not None or self.stopped:  # meanwhile; `done` is set too late to be looked at
                 self._stop_timers()
 
     def grace_spent(self) -> None:
         """The gentle way had its time."""
-        self.feed(GraceSpent(at=self._clock.now()))
+        self.feed(GraceSpent(at=self.clock.now()))
 
     def deadline_passed(self) -> None:
         """Time is up: what is not known by now stays unconfirmed, until it is."""
-        self.feed(DeadlinePassed(at=self._clock.now()))
+        self.feed(DeadlinePassed(at=self.clock.now()))
 
     def stop(self) -> None:
         """Nobody wants to know any more: the client is closed."""
         self.stopped = True
         self.remote.leave(self._changed)
         self._stop_timers()
-        self._abandon()
+        self.abandon()
 
     def _changed(self, remote: Remote) -> None:
-        now = self._clock.now()
+        now = self.clock.now()
         if remote.never_ran:
             self.feed(NeverSent(at=now))
         elif remote.lost:
@@ -170,13 +171,13 @@ class Chase:
                 self._lock.release()
 
     def _perform(self, effect: Effect) -> None:
-        now = self._clock.now()
+        now = self.clock.now()
         if isinstance(effect, SendCancel) and self.remote.status is RunStatus.CANCELLING:
             # Somebody's cancel was taken already. Another one does no good, and has been seen to wedge a server.
             taken = RunStatus.CANCELLING
             self._inbox.append(Replied(at=now, attempt=effect.attempt, status=202, run=taken, word=self.remote.word))
         elif isinstance(effect, SendCancel):
-            request = self.remote.kind.to_cancel(self._ref)
+            request = self.remote.kind.to_cancel(self.ref)
             self._send(request, effect.attempt, partial(self._replied, effect.attempt), cancel=True)
         elif isinstance(effect, ReadStatus):
             self._read(effect.read)
@@ -186,10 +187,10 @@ class Chase:
             )
         elif isinstance(effect, StartTimer):
             event = TimerFired(at=now + effect.delay, timer=effect.timer)
-            self._timers.append(self._clock.at(event.at, lambda: self.feed(event)))
+            self._timers.append(self.clock.at(event.at, lambda: self.feed(event)))
             del self._timers[:-2]  # the machine waits for one at a time
         elif isinstance(effect, Record):
-            self._keeping.recorded(lambda: self.feed(Recorded(at=self._clock.now())))
+            self.keeping.recorded(lambda: self.feed(Recorded(at=self.clock.now())))
         elif isinstance(effect, (InterruptCall, AbandonWait)):
             self._let_go()
         elif isinstance(effect, Answer):
@@ -204,11 +205,11 @@ class Chase:
 
     def _settle(self) -> None:
         if self.settled_at is None:
-            self.settled_at = self._clock.now()
+            self.settled_at = self.clock.now()
         if self.machine.outcome is not Outcome.UNCONFIRMED:
             self.remote.leave(self._changed)
         self._stop_timers()
-        self._abandon()
+        self.abandon()
         self._let_go()
         self._settled(self)
         for each in (self.left, self.accepted, self.done):
@@ -221,65 +222,30 @@ class Chase:
     # Requests
 
     @property
-    def _ref(self) -> Any:
+    def ref(self) -> Any:
         assert self.remote.ref is not None  # the machine sends nothing before the id is learned
         return self.remote.ref
 
-    def _time_left(self) -> float:
-        bounds = [self.policy.attempt_timeout, self._keeping.left()]
+    def time_left(self) -> float:
+        bounds = [self.policy.attempt_timeout, self.keeping.left()]
         if self.machine.deadline is not None and not self.machine.ended:
-            bounds.append(self.machine.deadline - self._clock.now())
+            bounds.append(self.machine.deadline - self.clock.now())
         return max(min(bounds), 0.001)
 
     def _send(self, request: Any, number: int, done: Callable[[Result], None], *, cancel: bool) -> None:
-        def send(free: Callable[[], None]) -> None:
-            if self.stopped or (self.machine.settled is not None and self.machine.outcome is not Outcome.UNCONFIRMED):
-                free()
-                return
+        self.remote.in_turn(Sending(self, request, number, done, cancel=cancel).begin)
 
-            place = self._keeping.place(self.policy, self.machine.deadline) if cancel else Place()
+    def may(self) -> bool:
+        """Whether this process may still act on the run."""
+        return self.keeping.left() > 0.0
 
-            def finished(result: Result) -> None:
-                self._abandon = _nothing
-                place.leave()
-                free()
-                done(result)
-                if getattr(self.remote.channel, "closed", False):
-                    self.deadline_passed()  # the client is closed: nothing more can be sent
-
-            def go() -> None:
-                if not self._may():
-                    self._abandon = _nothing
-                    place.leave()
-                    free()
-                    self.stop()  # somebody else goes on
-                    return
-                if cancel:
-                    self._keeping.sending(number)
-                left = partial(self._left, number) if cancel else _nothing
-                guard = () if math.isinf(self._keeping.left()) else (self._may,)
-                self._abandon = self.remote.channel.send(request, number, self._time_left(), left, finished, *guard)
-
-            def give_up() -> None:
-                if place.leave():
-                    self._held_back = True
-                    free()
-
-            self._abandon = give_up
-            place.take(go)
-
-        self.remote.in_turn(send)
-
-    def _may(self) -> bool:
-        return self._keeping.left() > 0.0
-
-    def _left(self, number: int) -> None:
-        self.feed(RequestLeft(at=self._clock.now(), attempt=number))
+    def request_left(self, number: int) -> None:
+        self.feed(RequestLeft(at=self.clock.now(), attempt=number))
 
     def _replied(self, number: int, result: Result) -> None:
         self._note(result, self.cancels)
-        self._keeping.sent(result.attempt)
-        now = self._clock.now()
+        self.keeping.sent(result.attempt)
+        now = self.clock.now()
         if result.status is None:
             self.feed(SendFailed(at=now, attempt=number, may_have_arrived=result.may_have_arrived))
             return
@@ -294,11 +260,11 @@ class Chase:
         if heard is not None:  # the answer to the cancel held the status: that was the read
             self._saw(number, *heard)
             return
-        self._send(self.remote.kind.to_read(self._ref), number, partial(self._was_read, number), cancel=False)
+        self._send(self.remote.kind.to_read(self.ref), number, partial(self._was_read, number), cancel=False)
 
     def _was_read(self, number: int, result: Result) -> None:
         self._note(result, self.reads)
-        now = self._clock.now()
+        now = self.clock.now()
         if result.status is not None:
             self._gone = result.status == 404
         if result.status is not None and result.status < 400:
@@ -323,7 +289,7 @@ class Chase:
     def _saw(self, number: int, status: RunStatus, word: Optional[str]) -> None:
         if word is not None:
             self.remote.observe(word, Evidence.STATUS)  # which settles it, if it is over
-        self.feed(StatusRead(at=self._clock.now(), run=status, word=word, read=number))
+        self.feed(StatusRead(at=self.clock.now(), run=status, word=word, read=number))
 
     def _is_young(self, now: float) -> bool:
         return self.remote.known_at is not None and now - self.remote.known_at < self.machine.young
@@ -341,15 +307,20 @@ class Chase:
     def _status_in(self, result: Result) -> tuple[RunStatus, Optional[str]]:
         """The status that an answer holds, if the answer is about this very run (I9)."""
         kind = self.remote.kind
-        found = kind.find(result.data, within=self._ref.ids)
+        found = kind.find(result.data, within=self.ref.ids)
         if found is None and isinstance(result.data, dict):
-            found = kind.take(result.data, within=self._ref.ids)
+            found = kind.take(result.data, within=self.ref.ids)
         if found is None:
             return RunStatus.UNKNOWN, None
-        if found[0] != self._ref:
+        if found[0] != self.ref:
             self._wrong_target = True
             return RunStatus.UNKNOWN, None
         return kind.read(found[1]), found[1]
+
+    def read_in(self, result: Result) -> Optional[str]:
+        """The provider's word for the status that a status read told, if it told one."""
+        self._note(result, self.reads)
+        return self._status_in(result)[1] if result.status is not None and result.status < 400 else None
 
     def _note(self, result: Result, attempts: list[Attempt]) -> None:
         attempts.append(result.attempt)
@@ -388,10 +359,10 @@ class Chase:
             status_word=remote.word,
             finished_before=remote.word if machine.over is RunStatus.FINISHED else None,
             wrong_target=self._wrong_target,
-            held_back=self._held_back,
+            held_back=self.held_back,
             id_known=remote.ref is not None,
             wanted=self.policy.evidence.value if self.doubtful else None,
-            elapsed=self._clock.now() - machine.intent.at if machine.intent is not None else None,
+            elapsed=self.clock.now() - machine.intent.at if machine.intent is not None else None,
         )
 
 

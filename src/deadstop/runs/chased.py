@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Callable, Optional
 
 from deadstop.calls import timers
 from deadstop.core.model import Attempt
+from deadstop.runs.flights import Alone
 from deadstop.runs.keeping import PATIENCE, Keeping, Place
 from deadstop.runs.kept import Recording, unix
 from deadstop.runs.limits import Queued
@@ -37,9 +38,16 @@ class Chased(Keeping):
         return math.inf if claim is None else claim.left
 
     def place(self, policy: CancelPolicy, deadline: Optional[float]) -> Place:
-        if self._run.remote is None or not (policy.concurrency or policy.rate):
+        remote, recording = self._run.remote, self._keeper.kept(self._owner).recording
+        if remote is None or remote.ref is None:
             return Place()
-        return Queued(self._keeper.line(self._run.remote.channel.base_url), policy, deadline)
+        place, limited = Place(), policy.concurrency or policy.rate
+        if limited:
+            place = Queued(self._keeper.line(remote.channel.base_url), policy, deadline)
+        if remote.kind.connected or recording is None or not recording.kept:
+            return place  # nobody else can send one; nobody else knows
+        asked = self._keeper.remote_record(remote, self._owner)
+        return Alone(self._keeper.flights, asked, policy.attempt_timeout, place)
 
     def sending(self, number: int) -> None:
         kept, member = self._keeper.kept(self._owner), self._keeper.member

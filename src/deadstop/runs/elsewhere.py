@@ -199,7 +199,8 @@ class Elsewhere:
         if found.parked_until is None and found.outcome is not None:
             receipts = self._member.ledger.receipts(intent.run)
             self._receipt = next((each.receipt for each in receipts if each.epoch == found.epoch), None)
-            if self._receipt is not None:
+            going_on = found.left and found.outcome is Outcome.UNCONFIRMED  # its holder has not, so somebody else may
+            if self._receipt is not None and not going_on:
                 self.done.set()
 
     def _ask_again(self) -> None:

@@ -22,6 +22,7 @@ from deadstop.fleet.member import Member
 from deadstop.ledger.facts import IntentRecord, Opening, Orphans, RemoteRun
 from deadstop.runs.abroad import offer, withdraw
 from deadstop.runs.chased import Chased, bound, late
+from deadstop.runs.flights import Flights
 from deadstop.runs.hearing import Hearing
 from deadstop.runs.keeping import Keeping
 from deadstop.runs.kept import Kept, Recording, monotonic, recorded, unix
@@ -51,11 +52,14 @@ class Keeper(Hearing):
         self._aside = Workers(limit=1)
         self._taken_up = {}
         self._lines: dict[str, Line] = {}
+        self.flights = Flights(member)
         self._births: dict[int, tuple[BaseRun, Remote]] = {}  # remote runs that are not on record yet
+        self._forgotten: dict[int, BaseRun] = {}  # runs that are not on record any more
         member.holders.add(self)
 
     def close(self) -> None:
-        """The client is closed, and sends nothing more: what it leaves unconfirmed is another's to finish."""
+        """The client is closed, and sends nothing more: what it leaves unconfirmed is another's to finish, and that is
+        on record, since this process may live on."""
         self.closed = True
         if not self.member._unborn:
             self.member.write(self._leave)
@@ -66,7 +70,7 @@ class Keeper(Hearing):
             if run.cancelled and run.remote is not None and not run.remote.over:
                 kept = self.kept(self.owner(run))
                 if kept.epoch:
-                    self.member.left.add((kept.name, kept.epoch))
+                    self.member.give_up(kept.name, kept.epoch)
 
     # Runs
 
@@ -116,6 +120,7 @@ class Keeper(Hearing):
             opening = self.opening(run)  # here: a forked child is another process by now
             if unknown:
                 return ledger.take_tombstone(opening)
+            self.kept(run).told = True
             record = ledger.open_run(opening)  # others have to know who may cancel it, and what becomes of it
             self.kept(run).epoch = record.epoch
             return record.intent
@@ -295,7 +300,7 @@ class Keeper(Hearing):
                 claim.release()
             self._reply(kept)
         if self.closed and told.outcome is Outcome.UNCONFIRMED and kept.epoch:
-            self.member.left.add((kept.name, kept.epoch))
+            self.member.give_up(kept.name, kept.epoch)
 
     def _tell_anyway(self, kept: Kept, receipt: CancelReceipt) -> None:
         """The ledger may be down, and somebody who asked over the bus may be content with the receipt."""
@@ -330,9 +335,45 @@ class Keeper(Hearing):
 
     def read_again(self, wanted: list[IntentRecord], parked: list[IntentRecord]) -> None:
         """As `Hearing.read_again`; and what could not be put on record is tried again."""
-        if self._births:
+        if self._forgotten:
+            self.member.write(self._keep_again)
+        elif self._births:
             self.member.write(self._bear)
         super().read_again(wanted, parked)
+
+    def forgotten(self) -> None:
+        registry = self.registry
+        known = list(registry._live.values()) + list(registry._ended.values()) + list(registry._remotes.values())
+        for run in [*known, *(each.parent for each in known)]:
+            kept = None if run is None else run.kept
+            if run is None or kept is None:
+                continue
+            kept.epoch, kept.numbers = 0, {}  # those of the record that is gone
+            if kept.recordings or kept.told:
+                self._forgotten[id(run)] = run
+            if run.remote is not None and run.remote.ref is not None and kept.born and not run.remote.over:
+                self._births[id(run.remote)] = (run, run.remote)
+        self.member.write(self._keep_again)
+
+    def _keep_again(self) -> None:
+        self._bear()
+        for key, run in list(self._forgotten.items()):
+            kept, cancelling = self.kept(run), run._cancelling.get("it")
+            known = kept.epoch and self.member.ledger.intent(kept.name, kept.epoch) is not None  # asked for since
+            final = run.receipt is not None and run.receipt.outcome is not Outcome.UNCONFIRMED
+            if cancelling is not None and kept.recordings and not final and not known:
+                again = Recording()
+                self._record(run, cancelling.intent, again)
+                if again.error is not None:
+                    continue  # until the record is read again
+                if run.receipt is not None:
+                    self._settle(run, run.receipt)
+            elif cancelling is None and kept.told and not run.ended:
+                record = self.member.ledger.open_run(self.opening(run))
+                kept.epoch = record.epoch
+                if record.intent is not None:
+                    self.strike(run, record.intent.intent)
+            self._forgotten.pop(key, None)
 
     def refused(self, run: BaseRun, wanted: Intent) -> None:
         """Somebody who may not cancel a run has tried to."""

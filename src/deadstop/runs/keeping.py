@@ -19,6 +19,9 @@ PATIENCE = 1.0
 class Place:
     """A request's place among those that may be sent, where there is no limit."""
 
+    waited = False
+    """Whether somebody else's request for the same run was under way until it was taken."""
+
     def take(self, then: Callable[[], None]) -> None:
         """Call `then` once it may be sent."""
         then()
@@ -26,6 +29,10 @@ class Place:
     def leave(self) -> bool:
         """The request is over, or not wanted any more. True: it was still waiting, and `then` will not be called."""
         return False
+
+    def left(self) -> float:
+        """For how many seconds it stands, once taken: the request has to be over by then."""
+        return math.inf
 
 
 class Keeping:

@@ -127,7 +127,7 @@ class PickUp:
         if key in self._working or self._tries.get(key, (0, 0.0))[1] > time.monotonic():
             return
         run = self._ledger.life(*key)
-        left = key in self._keeper.member.left
+        left = wanted.left or key in self._keeper.member.left
         if run is None or (run.by is not None and not left and self._keeper.member.alive(run.by.owner)):
             return  # its holder's to finish
         # What lived on a connection has ended with it.
@@ -261,10 +261,9 @@ class PickUp:
             return
         # The grace of one that is found dead only now counts from here: it is looked at again.
         there = {each.owner for each in self._ledger.processes()}
-        for owner in {each.owner for each in found} & there:
-            self._keeper.member.alive(owner)
+        living = {owner for owner in {each.owner for each in found} if self._keeper.member.alive(owner)}
         for each in found:
-            if each.owner in there:
+            if each.owner in there | living:
                 continue
             intent = Intent(each.run, each.epoch, Cause.SHUTDOWN, "its owner died", at=now)
             try:

@@ -68,3 +68,13 @@ UPDATE deadstop_schema SET version = :version;
 -- name: set_bounds
 SELECT set_config('lock_timeout', :wait, false), set_config('statement_timeout', :wait, false),
     set_config('idle_in_transaction_session_timeout', :pause, false);
+
+-- name: take_off
+INSERT INTO deadstop_flights (base_url, kind, ids, token, owner, until)
+VALUES (:base_url, :kind, :ids, :token, :owner, extract(epoch FROM clock_timestamp()) + :lasts)
+ON CONFLICT (base_url, kind, ids) DO UPDATE SET token = excluded.token, owner = excluded.owner, until = excluded.until
+WHERE deadstop_flights.until <= extract(epoch FROM clock_timestamp()) OR deadstop_flights.token = excluded.token;
+
+-- name: aloft
+SELECT token FROM deadstop_flights
+WHERE base_url = :base_url AND kind = :kind AND ids = :ids AND until > extract(epoch FROM clock_timestamp());

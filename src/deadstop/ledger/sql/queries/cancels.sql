@@ -43,6 +43,11 @@ UPDATE deadstop_intents SET parked_until = :parked_until WHERE run = :run AND ep
 -- name: unpark
 UPDATE deadstop_intents SET parked_until = NULL WHERE run = :run AND epoch = :epoch;
 
+-- name: give_up
+UPDATE deadstop_intents SET left_at = :now
+WHERE run = :run AND epoch = :epoch AND left_at IS NULL AND (outcome IS NULL OR outcome = 'unconfirmed')
+    AND EXISTS (SELECT 1 FROM deadstop_runs AS r WHERE r.run = :run AND r.epoch = :epoch AND r.owner = :owner);
+
 -- name: insert_cancel
 INSERT INTO deadstop_cancels (
     run, request_id, epoch, number, cause, reason, actor, owner, host, pid, level, deadline, at)

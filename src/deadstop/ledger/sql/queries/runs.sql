@@ -10,8 +10,16 @@ ON CONFLICT (owner) DO UPDATE SET
         THEN excluded.seen_at ELSE deadstop_processes.seen_at END,
     left_at = NULL;
 
+-- name: enter_again
+-- One that was taken for dead stays so.
+INSERT INTO deadstop_processes (owner, host, pid, address, entered_at, seen_at)
+VALUES (:owner, :host, :pid, :address, :now, :now) ON CONFLICT (owner) DO NOTHING;
+
 -- name: leave_process
 UPDATE deadstop_processes SET left_at = :now WHERE owner = :owner AND left_at IS NULL;
+
+-- name: left_process
+SELECT owner FROM deadstop_processes WHERE owner = :owner AND left_at IS NOT NULL;
 
 -- name: list_processes
 SELECT owner, host, pid, address, entered_at, seen_at FROM deadstop_processes
@@ -61,8 +69,10 @@ UPDATE deadstop_runs SET closed_at = :now WHERE run = :run AND epoch = :epoch AN
 SELECT * FROM deadstop_remotes WHERE base_url = :base_url AND kind = :kind AND ids = :ids;
 
 -- name: insert_remote
+-- Under the first name that it is recorded by: two processes may do it at once, by the names of two runs.
 INSERT INTO deadstop_remotes (base_url, kind, ids, run, epoch, owner, created_at, status, status_at, terminal)
-VALUES (:base_url, :kind, :ids, :run, :epoch, :owner, :created_at, :status, :now, :terminal);
+VALUES (:base_url, :kind, :ids, :run, :epoch, :owner, :created_at, :status, :now, :terminal)
+ON CONFLICT (base_url, kind, ids) DO NOTHING;
 
 -- name: remote_status
 -- An end is an end: a late report of an earlier status changes nothing.
