@@ -118,6 +118,25 @@ def test_a_client_that_is_closed_gives_back_what_it_was_about(server: FakeOpenAI
     assert [each.revision for each in ledger.receipts("chat-42")] == [0]  # nothing was settled before
 
 
+def test_what_a_close_interrupts_is_settled_by_who_goes_on(server: FakeOpenAI, url: str, ledger: Ledger) -> None:
+    """Even if the request under way fails before the client looks what it had in hand."""
+    first = client_of(server, url, timeout=60.0)
+    server.add(faults.CancelReplySlow(30.0))
+    left_by_the_dead(ledger, server)
+    look(first)
+    server.wait_for(lambda records: any(each.path.endswith("/cancel") for each in records), 20.0)
+    go_on = threading.Event()
+    keeper_of(first).member.reads.submit(lambda: go_on.wait(20.0))
+    first.close()
+    until(lambda: not keeper_of(first).pick_up.busy, "the end of its request")
+    assert ledger.receipts("chat-42") == []
+    go_on.set()
+    server.clear()
+    with client_of(server, url) as second:
+        finished(second, ledger)
+    assert [each.revision for each in ledger.receipts("chat-42")] == [0]
+
+
 def test_a_copy_that_is_closed_ends_nothing_of_the_others(server: FakeOpenAI, url: str, ledger: Ledger) -> None:
     """A copy with an HTTP client of its own closes that one alone: the client goes on for others."""
     with client_of(server, url) as client:

@@ -177,7 +177,7 @@ def takes_2xx_for_done(self: Chase, number: int, result: Any) -> None:
     """The server has said yes."""
     if result.status == 200:
         self._heard = (RunStatus.CANCELLED, None)
-        self.feed(Replied(at=self._clock.now(), attempt=number, status=200, run=RunStatus.CANCELLED))
+        self.feed(Replied(at=self.clock.now(), attempt=number, status=200, run=RunStatus.CANCELLED))
     else:
         replied(self, number, result)
 

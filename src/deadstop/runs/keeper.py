@@ -286,6 +286,9 @@ class Keeper(Hearing):
         kept = self.kept(run)
         if kept.claim is not None and not kept.claim.held:
             return  # it is another process's to settle
+        if kept.claim is not None and self.closed and receipt.outcome is Outcome.UNCONFIRMED:
+            kept.claim.release()  # it could send nothing more: for whoever goes on nothing has come of it yet
+            return
         recording, cancelling = kept.recording, run._cancelling.get("it")
         told = kept.receipt = replace(receipt, run=kept.name)
         if recording is not None and not recording.kept and cancelling is not None:
