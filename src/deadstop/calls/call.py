@@ -255,7 +255,7 @@ class Call:
 
     def must_stop(self) -> bool:
         """Whether the call is cancelled, and nothing is expected of it any more."""
-        return self.cancelled and not self.held
+        return self.cancelled and ((self.tracker is None and self.drain is None) or not self.held)
 
     def release(self) -> None:
         """Nobody waits for the answer of a held call any more: interrupt it."""

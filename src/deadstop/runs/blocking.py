@@ -246,7 +246,7 @@ def cancel(run: BaseRun, asked: Wish, facts: dict[str, Any]) -> CancelReceipt:
     if run.cancellers is not None:
         run.refuse(facts["actor"], facts["reason"])
     at = time.monotonic()
-    struck = run.strike(partial(intent, run, asked, at, facts), asked)
+    struck = run.strike(partial(intent, run, asked, at, **facts), asked)
     try:
         first = first_wait(struck, asked)
         if first is not None:

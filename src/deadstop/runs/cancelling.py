@@ -31,12 +31,12 @@ from deadstop.core.machine import (
     InterruptCall,
     step,
 )
-from deadstop.core.model import CancelReceipt, Intent, Level, Outcome
+from deadstop.core.model import CancelReceipt, Cause, Intent, Level, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.runs import telling
 from deadstop.runs.chase import Chase
 from deadstop.runs.receipts import noted
-from deadstop.runs.summary import sum_up
+from deadstop.runs.summary import later_of, sum_up
 
 if TYPE_CHECKING:
     from deadstop.runs.remote import Remote
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "Cancelling"]
 
-Asked = Union[Intent, Callable[[], Intent]]
-"""An intent, or what makes it: always the same one."""
+Asked = Union[Intent, "partial[Intent]"]
+"""An intent, or what makes it, always the same one: a user's, whose `reason` and `actor` are among its keywords."""
 
 
 class Cancelling:
@@ -82,6 +82,14 @@ class Cancelling:
         if not isinstance(intent, Intent):
             intent = self._intent = intent()  # by two threads at once: then they build two that are equal
         return intent
+
+    @property
+    def why(self) -> tuple[Optional[str], Optional[str], Cause]:
+        """The reason, the actor and the cause, without building the intent: who was interrupted asks for them."""
+        it = self._intent
+        if isinstance(it, Intent):
+            return it.reason, it.actor, it.cause
+        return it.keywords["reason"], it.keywords["actor"], Cause.USER
 
     @property
     def done(self) -> Completion:
@@ -349,22 +357,23 @@ class Cancelling:
     def receipt(self) -> Optional[CancelReceipt]:
         """The receipt, once there is an outcome. An unconfirmed one may be replaced, once (I6)."""
         final = self._final
-        if final is not None and len(final.later) != len(self._late):
-            final = self._final = replace(final, later=self._later())
+        if final is None:
+            return None
+        if len(final.later) != len(self._late):
+            final = self._final = replace(final, later=later_of(self))
         final = self._final = noted(final, self.run.kept)
         revivals = () if self.run.remote is None else tuple(self.run.remote.revivals)
-        if final is not None and final.revivals != revivals:
+        if final.revivals != revivals:
             final = self._final = replace(final, revivals=revivals)
         seen = any(child.receipt is not None and child.receipt.revivals for child in self._children)
-        if final is not None and any(child.revivals for child in final.children) is not seen:
+        if any(child.revivals for child in final.children) is not seen:
             final = self._final = replace(final, children=self._receipts(None))
         return final
 
     def _still_unconfirmed(self) -> bool:
         mine = [*self._machines.values(), *([self._chase.machine] if self._chase is not None else [])]
-        return any(machine.outcome is Outcome.UNCONFIRMED for machine in mine) or any(
-            child._still_unconfirmed() for child in self._children
-        )
+        here = any(machine.outcome is Outcome.UNCONFIRMED for machine in mine)
+        return here or any(child._still_unconfirmed() for child in self._children)
 
     def _receipts(self, level: Optional[Level]) -> tuple[CancelReceipt, ...]:
         return tuple(child.receipt or child.snapshot(level) for child in self._children)
@@ -390,6 +399,3 @@ class Cancelling:
     def snapshot(self, level: Optional[Level] = None) -> CancelReceipt:
         """The receipt as it would be now. With a `level`, short of confirmed, for whoever waits for no more."""
         return sum_up(self, level)
-
-    def _later(self) -> tuple[tuple[Optional[str], Optional[str]], ...]:
-        return tuple((intent.reason, intent.actor) for intent in list(self._late))

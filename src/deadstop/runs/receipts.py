@@ -55,9 +55,9 @@ def evidence_of(call: Call) -> Facts:
     )
 
 
-def noted(receipt: Optional[CancelReceipt], kept: Optional[Kept]) -> Optional[CancelReceipt]:
+def noted(receipt: CancelReceipt, kept: Optional[Kept]) -> CancelReceipt:
     """The receipt, with a sentence on it if it could not be put on record."""
-    if receipt is None or kept is None or kept.recording is None:
+    if kept is None or kept.recording is None:
         return receipt
     note = kept.recording.note
     if note is None or note in (receipt.note or ""):

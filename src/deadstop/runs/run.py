@@ -279,18 +279,12 @@ class BaseRun:
         late = cancelling.timed_out(call) if call is not None else None
         if late is not None:
             return RunCancellationTimeoutError(receipt=late)
-        run, intent = cancelling.run, cancelling.intent
-        while run.remote is not None and intent.cause is Cause.PARENT and run.parent is not None:
+        run, (reason, actor, cause) = cancelling.run, cancelling.why
+        while run.remote is not None and cause is Cause.PARENT and run.parent is not None:
             # The user knows the scope that was cancelled, and not the address of what was started in it.
             run = run.parent
-            intent = run._cancelling["it"].intent
-        return RunCancelledError(
-            run=run.name,
-            reason=intent.reason,
-            actor=intent.actor,
-            cause=intent.cause,
-            receipt=cancelling.receipt,
-        )
+            reason, actor, cause = run._cancelling["it"].why
+        return RunCancelledError(run=run.name, reason=reason, actor=actor, cause=cause, receipt=cancelling.receipt)
 
     def add(self, call: Call) -> None:
         """A call begins. In a cancelled run it is born cancelled (I15)."""

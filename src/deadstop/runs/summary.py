@@ -13,9 +13,14 @@ from deadstop.runs.receipts import evidence_of, remote_facts
 if TYPE_CHECKING:
     from deadstop.runs.cancelling import Cancelling
 
-__all__ = ["sum_up"]
+__all__ = ["later_of", "sum_up"]
 
 _UNANSWERED = (None, Outcome.SENT, Outcome.ACCEPTED, Outcome.PARKED)
+
+
+def later_of(it: Cancelling) -> tuple[tuple[Optional[str], Optional[str]], ...]:
+    """Who else wanted it, and why."""
+    return tuple((intent.reason, intent.actor) for intent in list(it._late))
 
 
 def sum_up(it: Cancelling, level: Optional[Level] = None) -> CancelReceipt:
@@ -51,7 +56,7 @@ def sum_up(it: Cancelling, level: Optional[Level] = None) -> CancelReceipt:
         diagnosis=diagnosis,
         calls=facts,
         children=children,
-        later=it._later(),
+        later=later_of(it),
         request_id=intent.request_id,
     )
 

@@ -69,7 +69,7 @@ def wish(wait: Union[Level, str, None], timeout: Optional[float], policy: Option
     return Wish(level, timeout, None if policy is None else checked_policy(policy))
 
 
-def intent(run: BaseRun, asked: Wish, at: float, facts: dict[str, Any]) -> Intent:
+def intent(run: BaseRun, asked: Wish, at: float, **facts: Any) -> Intent:
     """The intent that the wish of the moment `at` comes to. Not before the strike: this is more than all of that."""
     deadline = float("inf") if asked.timeout is None else at + asked.timeout
     return run.intent(at=at, deadline=deadline, level=asked.level or Level.CONFIRMED, **facts)
