@@ -177,7 +177,7 @@ class Call:
         self.gate = threading.Lock()
         self.socket: Optional[Any] = None  # the network stream the call is on, if it has one to itself
         self.waker: Optional[Callable[[], None]] = None  # wakes what blocks without a socket
-        self.scope_waker: Optional[Callable[[], None]] = None  # cancels the scope of a task's request
+        self.scope_waker: Optional[Callable[[Optional[Loop]], None]] = None  # cancels the scope of a task's request
         self.closer: Optional[Callable[[], bool]] = None  # closes an open response while nobody reads it
         self.hearer: Optional[Callable[[], None]] = None  # reads an open response on, where its answer is needed
         self.in_task = in_task
@@ -196,10 +196,11 @@ class Call:
 
     # Interrupting
 
-    def interrupt(self) -> None:
+    def interrupt(self, here: Optional[Loop] = None) -> None:
         """Close the fence and wake whatever the call is blocked on. Idempotent; never blocks; any thread.
 
-        The first time, it keeps on record where the call was.
+        The first time, it keeps on record where the call was. `here`: the loop of the task that cancels, if it is one,
+        and no signal handler on top of it.
         """
         if self.phase_at_cancel is None:
             self.phase_at_cancel = self.phase
@@ -213,7 +214,7 @@ class Call:
         if waker is not None:
             waker()
         if scope_waker is not None:
-            scope_waker()
+            scope_waker(here)
 
     def close_idle(self) -> bool:
         """Close the open response of a call that nobody is reading just now, here or soon. Whether that is so."""

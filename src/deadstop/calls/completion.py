@@ -45,12 +45,17 @@ class Completion:
         if self.done:
             self.set()
 
-    def wait(self, timeout: Optional[float] = None) -> bool:
-        """Block this thread for at most `timeout` seconds; whether the flag is set."""
+    def wait(self, timeout: Optional[float] = None, unwoken: float = 0.0) -> bool:
+        """Block this thread for at most `timeout` seconds, and as many as `unwoken` on top; whether the flag is set.
+
+        For the time of `unwoken` nobody wakes this one: that takes the setter longer than much else that it does.
+        """
         if not self.done:
             # Not an `Event`, whose code is long and cold: the thread that was interrupted waits for this one to block.
             woken = threading.Lock()
             woken.acquire()
+            if unwoken:
+                woken.acquire(timeout=unwoken)
             self.notify(woken.release)
             woken.acquire(timeout=-1 if timeout is None else min(max(timeout, 0.0), threading.TIMEOUT_MAX))
         return self.done

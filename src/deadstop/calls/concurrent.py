@@ -39,7 +39,7 @@ class interruptible:
         self._call = call
         self._loop = call.loop = call.loop or Loop.current()
         self._scope = anyio.CancelScope()
-        self._outer: Optional[Callable[[], None]] = None
+        self._outer: Optional[Callable[[Optional[Loop]], None]] = None
 
     def __enter__(self) -> None:
         call = self._call
@@ -50,10 +50,12 @@ class interruptible:
             self.__exit__(Interruption, error, None)
             raise error
 
-    def _wake(self) -> None:
+    def _wake(self, here: Optional[Loop]) -> None:
         if self._call.interrupted is Interrupted.NOTHING:
             self._call.interrupted = Interrupted.TASK
-        if not self._loop.call(self._scope.cancel):
+        if here is not None and here.is_same(self._loop):
+            self._scope.cancel()  # at once: by way of the loop's queue the task would come free one turn later
+        elif not self._loop.call(self._scope.cancel):
             self._call.leave()  # the loop was closed under the call: its task will never go on
 
     def __exit__(

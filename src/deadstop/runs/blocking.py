@@ -20,6 +20,7 @@ from deadstop.runs.run import BaseRun
 from deadstop.runs.waiting import (
     ANY,
     FIRST,
+    HEAD_START,
     LOOK,
     SETTLING,
     Terms,
@@ -251,7 +252,7 @@ def cancel(run: BaseRun, asked: Wish, facts: dict[str, Any]) -> CancelReceipt:
         first = first_wait(struck, asked)
         if first is not None:
             # At once, so that the thread that was interrupted gets the interpreter; the rest can wait.
-            first.left.wait(min(FIRST, asked.timeout or FIRST))
+            first.left.wait(min(FIRST, asked.timeout or FIRST), HEAD_START)
     finally:
         struck.follow(asked.policy)
     return _wait(struck, terms(run.registry, run, asked, at))

@@ -39,6 +39,7 @@ from deadstop.runs.receipts import noted
 from deadstop.runs.summary import later_of, sum_up
 
 if TYPE_CHECKING:
+    from deadstop.calls.loops import Loop
     from deadstop.runs.remote import Remote
     from deadstop.runs.run import BaseRun
 
@@ -105,13 +106,13 @@ class Cancelling:
             self._children.append(child)
             child._above.append(self)
 
-    def interrupt(self) -> None:
+    def interrupt(self, here: Optional[Loop] = None) -> None:
         """Abort the calls, those of children first: every fence is closed by now."""
         for child in self._children:
-            child.interrupt()
+            child.interrupt(here)
         calls = list(self.calls.values())
         for call in calls:
-            call.interrupt()
+            call.interrupt(here)
         for call in calls:
             # Who holds the gate is inside, is being interrupted, and closes by itself.
             if call.tracker is not None and call.held:
@@ -121,10 +122,8 @@ class Cancelling:
                 call.close_idle()
 
     def first_pending(self) -> Optional[Call]:
-        """A call that has not left yet and is worth waiting for; None also where there are remote runs to see to.
-
-        In one piece: it is run cold, and the thread that was interrupted waits for it.
-        """
+        """A call that has not left yet and is worth waiting for; None also where there are remote runs to see to."""
+        # In one piece: it is run cold, and the thread that was interrupted waits for it.
         if self.run.remote is not None:
             return None
         here, thread, found = current_call.get(), threading.get_ident(), None

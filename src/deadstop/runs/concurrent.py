@@ -264,7 +264,7 @@ async def cancel(run: BaseRun, asked: Wish, facts: dict[str, Any]) -> CancelRece
     if run.remote is not None or run.children:
         _bring_home(run)
     at, here = time.monotonic(), Loop.current()
-    struck = run.strike(partial(intent, run, asked, at, **facts), asked)
+    struck = run.strike(partial(intent, run, asked, at, **facts), asked, here)
     try:
         first = first_wait(struck, asked)
         if first is not None:

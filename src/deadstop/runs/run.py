@@ -26,6 +26,7 @@ from deadstop.runs.remote import Remote
 from deadstop.runs.settings import DRAINS, SETTINGS
 
 if TYPE_CHECKING:
+    from deadstop.calls.loops import Loop
     from deadstop.runs.kept import Kept
     from deadstop.runs.registry import Registry
 
@@ -199,14 +200,14 @@ class BaseRun:
             cancelling.follow()
         return cancelling
 
-    def strike(self, intent: Asked, asked: Any = None) -> Cancelling:
+    def strike(self, intent: Asked, asked: Any = None, here: Optional[Loop] = None) -> Cancelling:
         """The part that can't wait: close the fences and interrupt the calls. `follow()` the result, always.
 
         What was interrupted needs the interpreter to come free, so a thread that means to wait does nothing else
         before it does. It does not even build the intent: it gives what makes it.
         """
         cancelling = self._close_fence(intent, asked)
-        cancelling.interrupt()
+        cancelling.interrupt(here)
         if self._callbacks or self.children:
             self._call_back_all()
         return cancelling

@@ -17,6 +17,7 @@ from deadstop.runs.run import BaseRun
 __all__ = [
     "ANY",
     "FIRST",
+    "HEAD_START",
     "LOOK",
     "SETTLING",
     "Terms",
@@ -89,6 +90,8 @@ SETTLING = 0.1
 FIRST = 0.05
 """How long (seconds) to wait for what was interrupted before anything else is done."""
 
+HEAD_START = 0.0004
+"""How long (seconds) a thread that has interrupted another one looks away, before it asks to be woken by it."""
 
 LOOK = 0.25
 """How often (seconds) the record is read by one who waits for an outcome, should the signal of it be lost."""
