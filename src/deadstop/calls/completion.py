@@ -60,18 +60,26 @@ class Completion:
             woken.acquire(timeout=-1 if timeout is None else min(max(timeout, 0.0), threading.TIMEOUT_MAX))
         return self.done
 
-    async def wait_async(self, timeout: Optional[float] = None, here: Optional[Loop] = None) -> bool:
-        """Suspend this task for at most `timeout` seconds; whether the flag is set. `here`: its loop, if known."""
-        if not self.done:
-            loop = here or Loop.current()
-            woken = loop.future()
-            if woken is not None:
-                await self._wait_for(woken, loop, timeout)
-            else:
-                event = anyio.Event()
-                self.notify(lambda: loop.call(event.set))
-                with anyio.move_on_after(timeout):
-                    await event.wait()
+    async def wait_async(self, timeout: Optional[float] = None, here: Optional[Loop] = None, turns: int = 0) -> bool:
+        """Suspend this task for at most `timeout` seconds; whether the flag is set. `here`: its loop, if known.
+
+        It sits out some `turns` of the loop first: what the other task needs, if all goes well, and cheaper than to be
+        woken.
+        """
+        if self.done:
+            return True
+        loop = here or Loop.current()
+        while turns and not self.is_set():
+            turns -= 1
+            await loop.give_way()
+        woken = None if self.is_set() else loop.future()
+        if woken is not None:
+            await self._wait_for(woken, loop, timeout)
+        elif not self.is_set():
+            event = anyio.Event()
+            self.notify(lambda: loop.call(event.set))
+            with anyio.move_on_after(timeout):
+                await event.wait()
         return self.done
 
     async def _wait_for(self, woken: asyncio.Future[None], loop: Loop, timeout: Optional[float]) -> None:

@@ -28,14 +28,16 @@ class Loop:
     @classmethod
     def current(cls) -> Loop:
         """The loop of the current task. Call it from inside a task."""
-        if _library() == "trio":
+        loop = asyncio._get_running_loop()
+        # Not asked of sniffio first: that takes as long as all the rest. (trio as a guest runs in no task of asyncio.)
+        if (loop is None or asyncio.current_task(loop) is None) and _library() == "trio":
             import trio
 
             token = trio.lowlevel.current_trio_token()
             return cls(
                 token, token.run_sync_soon, lambda work: trio.lowlevel.spawn_system_task(work, name="deadstop clean-up")
             )
-        loop = asyncio.get_running_loop()
+        loop = loop or asyncio.get_running_loop()
         return cls(loop, loop.call_soon_threadsafe, lambda work: _keep(loop.create_task(work())))
 
     def call(self, function: Callable[[], Any]) -> bool:
@@ -67,6 +69,15 @@ class Loop:
         """A future of the loop, to be awaited from a task of it; None where there are none (trio)."""
         key = self._key
         return key.create_future() if isinstance(key, asyncio.AbstractEventLoop) else None
+
+    async def give_way(self) -> None:
+        """Let other tasks of the loop, which is the current task's, go on."""
+        if isinstance(self._key, asyncio.AbstractEventLoop):
+            await asyncio.sleep(0)
+        else:
+            import trio
+
+            await trio.lowlevel.checkpoint()
 
     def turns(self) -> bool:
         """Whether the loop is running."""

@@ -25,6 +25,7 @@ from deadstop.runs.waiting import (
     FIRST,
     LOOK,
     SETTLING,
+    TURNS,
     Terms,
     Wish,
     answer,
@@ -269,7 +270,7 @@ async def cancel(run: BaseRun, asked: Wish, facts: dict[str, Any]) -> CancelRece
         first = first_wait(struck, asked)
         if first is not None:
             # At once, so that the task that was interrupted has its turn; the rest can wait.
-            await first.left.wait_async(min(FIRST, asked.timeout or FIRST), here)
+            await first.left.wait_async(min(FIRST, asked.timeout or FIRST), here, TURNS)
     finally:
         struck.follow(asked.policy)
     return await _wait(struck, terms(run.registry, run, asked, at))

@@ -20,6 +20,7 @@ __all__ = [
     "HEAD_START",
     "LOOK",
     "SETTLING",
+    "TURNS",
     "Terms",
     "Wish",
     "answer",
@@ -92,6 +93,9 @@ FIRST = 0.05
 
 HEAD_START = 0.0004
 """How long (seconds) a thread that has interrupted another one looks away, before it asks to be woken by it."""
+
+TURNS = 3
+"""How many turns of the loop a task that has interrupted another one sits out first: that one needs two or three."""
 
 LOOK = 0.25
 """How often (seconds) the record is read by one who waits for an outcome, should the signal of it be lost."""
