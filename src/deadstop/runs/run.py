@@ -219,8 +219,9 @@ class BaseRun:
         if cancelling is not mine:
             cancelling.join(intent)
         if not cancelling.finished_before:
-            policy = (asked and asked.policy) or self.policy or self.parent or self.registry.policy
-            if policy is not None or not SETTINGS.isdisjoint(DRAINS):
+            # Whatever may have a policy: without any, and no setting for it, nothing is drained.
+            may = (asked and asked.policy) or self.policy or self.parent or self.registry.policy
+            if may is not None or not SETTINGS.isdisjoint(DRAINS):
                 arrange(self, list(self.calls.values()), asked)
             # Also by whoever comes second: the first may have been held up just here.
             self.cancelled = True
