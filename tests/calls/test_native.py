@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -190,6 +192,33 @@ def test_a_signal_handler_cancels_the_call_of_its_own_thread(server: FakeOpenAI,
         assert receipts[0].outcome in ("accepted", "cancelled")
     assert client.runs.wait("r", 5).outcome == "cancelled"
     assert client._client._transport._pool._requests == []
+    client.close()
+
+
+@pytest.mark.skipif(threading.current_thread() is not threading.main_thread(), reason="signals go to the main thread")
+def test_a_signal_that_another_thread_gets_ends_the_wait_before_a_retry(server: FakeOpenAI) -> None:
+    """Python runs the handler in the main thread when that looks next: not at the end of the wait (30 s)."""
+    client = deadstop.OpenAI(api_key="k", base_url=server.base_url)
+    server.add(faults.Overloaded(status=429, retry_after="30"))
+
+    def kick() -> None:
+        server.wait_for(lambda requests: bool(requests) and requests[0].finished_at is not None)
+        waiting = threading.main_thread().ident
+        while sys._current_frames()[waiting].f_code.co_name != "wait":  # type: ignore[index]
+            time.sleep(0.001)
+        signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
+
+    before = signal.signal(signal.SIGUSR1, lambda *_: client.runs.get("r").cancel_soon(reason="SIGUSR1"))
+    kicker = threading.Thread(target=kick)
+    began = time.monotonic()
+    try:
+        kicker.start()
+        with pytest.raises(RunCancelledError, match="SIGUSR1"), client.runs.open("r"):
+            client.chat.completions.create(**CHAT)  # type: ignore[call-overload]
+    finally:
+        kicker.join(10)
+        signal.signal(signal.SIGUSR1, before)
+    assert time.monotonic() - began < 10.0
     client.close()
 
 

@@ -107,7 +107,7 @@ def _interruptible(cls: Any) -> type:
 
 
 def _exchange(call: Call, request: Any, send: Callable[[Any], Any], transport: Any) -> Any:
-    pools = list(pools_of(transport))
+    pools = pools_of(transport)
     for pool in pools:
         hook_backend(pool)
     call.begin_exchange(opaque=not pools, request=request)
@@ -115,7 +115,10 @@ def _exchange(call: Call, request: Any, send: Callable[[Any], Any], transport: A
     call.url = request.url
     call.exchanging = True
     try:
-        response = exchange_blocking(call, request, lambda one: _send(call, one, send, transport))
+        if call.streamed_inside:
+            response = exchange_blocking(call, request, lambda one: _send(call, one, send, transport))
+        else:
+            response = _send(call, request, send, transport)
     finally:
         call.exchanging = False
     if call.cancelled:
@@ -130,12 +133,13 @@ def _exchange(call: Call, request: Any, send: Callable[[Any], Any], transport: A
 def _send(call: Call, request: Any, send: Callable[[Any], Any], transport: Any) -> Any:
     """One request through the pool. Whatever a cancelled call fails with becomes an `Interruption`."""
     while True:
-        pools = list(pools_of(transport))
+        pools = pools_of(transport)
         call.waker = lambda: _wake(pools, call)  # noqa: B023
         call.completed = False
         try:
             with call.gate:
-                call.check()
+                if call.cancelled:
+                    raise Interruption(call)
                 response = send(request)
         except BaseException as error:
             stream, call.socket, call.waker = call.socket, None, None

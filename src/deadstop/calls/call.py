@@ -34,6 +34,10 @@ __all__ = ["Call", "Interruption", "active_call", "current_call"]
 current_call: ContextVar[Optional[Call]] = ContextVar("deadstop_call", default=None)
 """The call on whose behalf the current context talks to the network."""
 
+GLANCE = 0.25
+"""How long (seconds) a thread waits at most before it looks up. A signal interrupts nothing if the system gives it to
+another thread, or just before the wait begins: its handler, which may be the one that cancels, is run only then."""
+
 _ids = itertools.count(1)
 
 
@@ -281,8 +285,9 @@ class Call:
         previous, self.phase = self.phase, Phase.BACKING_OFF
         self.waker = woken.set
         try:
-            if not self.cancelled:
-                woken.wait(seconds)
+            left, until = seconds, time.monotonic() + seconds
+            while left > 0 and not self.cancelled and not woken.wait(min(left, GLANCE)):
+                left = until - time.monotonic()
         finally:
             self.waker = None
         if self.cancelled:
@@ -306,7 +311,8 @@ class Call:
 
     def begin_exchange(self, *, opaque: bool, request: Any = None) -> None:
         """A request is about to enter the transport. Raises `Interruption` when it must not (I13)."""
-        self.check()
+        if self.cancelled:
+            raise Interruption(self)
         # The SDK, or the user's auth, may get itself a token first, by the same transport.
         self.aside = request is not None and request.url.path.endswith("/token") and not self.path.endswith("/token")
         self._opaque = opaque

@@ -38,14 +38,14 @@ class interruptible:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._loop = call.loop = call.loop or Loop.current()
-        self._scope = anyio.CancelScope()
+        self._scope = self._loop.scope()
         self._outer: Optional[Callable[[Optional[Loop]], None]] = None
 
     def __enter__(self) -> None:
         call = self._call
         self._scope.__enter__()
         self._outer, call.scope_waker = call.scope_waker, self._wake
-        if call.must_stop():
+        if call.cancelled and call.must_stop():
             error = Interruption(call)
             self.__exit__(Interruption, error, None)
             raise error
@@ -143,7 +143,7 @@ def _interruptible(cls: Any) -> type:
 
 
 async def _exchange(call: Call, request: Any, send: Callable[[Any], Awaitable[Any]], transport: Any) -> Any:
-    pools = list(pools_of(transport))
+    pools = pools_of(transport)
     for pool in pools:
         hook_backend(pool)
     call.begin_exchange(opaque=not pools, request=request)
@@ -151,7 +151,10 @@ async def _exchange(call: Call, request: Any, send: Callable[[Any], Awaitable[An
     call.url = request.url
     call.exchanging = True
     try:
-        response = await exchange_concurrent(call, request, lambda one: _send(call, one, send, transport))
+        if call.streamed_inside:
+            response = await exchange_concurrent(call, request, lambda one: _send(call, one, send, transport))
+        else:
+            response = await _send(call, request, send, transport)
     finally:
         call.exchanging = False
     if call.cancelled:
@@ -166,10 +169,11 @@ async def _exchange(call: Call, request: Any, send: Callable[[Any], Awaitable[An
 async def _send(call: Call, request: Any, send: Callable[[Any], Awaitable[Any]], transport: Any) -> Any:
     """One request through the pool. Whatever a cancelled call fails with becomes an `Interruption`."""
     while True:
-        pools = list(pools_of(transport))
+        pools = pools_of(transport)
         call.completed = False
         try:
-            call.check()
+            if call.cancelled:
+                raise Interruption(call)
             response = await send(request)
         except BaseException as error:
             stream, call.socket = call.socket, None
@@ -241,7 +245,13 @@ class _Body:
         try:
             if call.cancelled and call.must_stop():
                 raise Interruption(call)
-            chunk = await self._read(call)
+            if call.socket is None and call.scope_waker is None:
+                chunk = await self._read(call)
+            else:
+                try:  # as `_read`, of which every chunk would make two more coroutines
+                    chunk = await self._chunks.__anext__()
+                except StopAsyncIteration:
+                    chunk = None
             if call.tracker is not None:
                 call.tracker.feed(chunk)
                 while call.cancelled and call.held and chunk is not None:  # read on; deliver nothing

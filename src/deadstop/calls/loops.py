@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, cast
+
+import anyio
 
 __all__ = ["Loop"]
 
@@ -13,7 +15,7 @@ __all__ = ["Loop"]
 class Loop:
     """The event loop a task runs on, reachable from outside of it."""
 
-    __slots__ = ("_call_soon", "_key", "_spawn")
+    __slots__ = ("_call_soon", "_key", "_scope", "_spawn")
 
     def __init__(
         self,
@@ -24,13 +26,17 @@ class Loop:
         self._key = key
         self._call_soon = call_soon
         self._spawn = spawn
+        self._scope: Any = None
 
     @classmethod
-    def current(cls) -> Loop:
-        """The loop of the current task. Call it from inside a task."""
+    def current(cls, last: Optional[Loop] = None) -> Loop:
+        """The loop of the current task. Call it from inside a task. `last`: the one of before, which it may be."""
         loop = asyncio._get_running_loop()
         # Not asked of sniffio first: that takes as long as all the rest. (trio as a guest runs in no task of asyncio.)
-        if (loop is None or asyncio.current_task(loop) is None) and _library() == "trio":
+        in_task = loop is not None and asyncio.current_task(loop) is not None
+        if in_task and last is not None and last._key is loop:
+            return last
+        if not in_task and _library() == "trio":
             import trio
 
             token = trio.lowlevel.current_trio_token()
@@ -39,6 +45,13 @@ class Loop:
             )
         loop = loop or asyncio.get_running_loop()
         return cls(loop, loop.call_soon_threadsafe, lambda work: _keep(loop.create_task(work())))
+
+    def scope(self) -> anyio.CancelScope:
+        """A new cancel scope, for a task of the loop."""
+        if self._scope is None:
+            # Which library this is `anyio.CancelScope` asks each time, and that takes as long as all the rest.
+            self._scope = type(anyio.CancelScope())
+        return cast(anyio.CancelScope, self._scope())
 
     def call(self, function: Callable[[], Any]) -> bool:
         """Run `function` on the loop soon. False if the loop is gone. From any thread and from a signal handler.

@@ -37,7 +37,7 @@ class _Stream(Owned):
         if call.phase is Phase.SENDING:
             call.request_sent()
         try:
-            data: bytes = self._inner.read(max_bytes, call.timeout(timeout))
+            data: bytes = self._inner.read(max_bytes, timeout if call.read_deadline is None else call.timeout(timeout))
         except Exception:
             if call.cancelled:
                 raise Interruption(call) from None
@@ -50,7 +50,7 @@ class _Stream(Owned):
         if not buffer and not self._multiplexed:  # the end of a request that has said all
             return
         call = active_call()
-        if self.is_shared(buffer):
+        if self._multiplexed or (self._multiplexed is None and self.is_shared(buffer)):
             self.share(call)
             if self._shared is None and type(self._inner).__name__ == "SyncStream":  # not TLS within TLS
                 self._shared = SharedSocket(self._inner.get_extra_info("socket"), self._core)

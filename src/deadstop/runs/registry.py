@@ -56,23 +56,18 @@ class Registry:
     single operation on a dict, which is atomic.
     """
 
-    def __init__(
-        self,
-        run_class: type[BaseRun],
-        *,
-        in_task: bool = False,
-    ) -> None:
+    def __init__(self, run_class: type[BaseRun], *, in_task: bool = False) -> None:
         self._run_class = run_class
         self.policy: Optional[CancelPolicy] = None
         self.server: Optional[ServerProfile] = None  # where the user has said which it is
         self.streamed_inside = True
         self.in_task = in_task
-        self.loop: Optional[Loop] = None  # of the tasks that use it, where a ledger is used
+        self.loop: Optional[Loop] = None  # of the tasks that use it
         self._live: dict[str, BaseRun] = {}
         self._ended: dict[str, BaseRun] = {}
         self._memory: dict[Any, Any] = {}
         self._remotes: dict[Ref, BaseRun] = {}  # the remote runs among them, live or ended lately
-        self.reset: Callable[[], Any] = _nothing_to_reset
+        self.reset: Callable[[], Any] = lambda: 0
         self.channel_to: Callable[[], Any] = _no_channel  # the way to the server, for runs named by their id
         self.reconciler = Reconciler()
         self.keeper: Optional[Keeper] = None  # where the client uses a ledger
@@ -174,6 +169,8 @@ class Registry:
             memory=self._memory,
             tracker=tracker,
         )
+        if self.in_task:
+            call.loop = self.loop = Loop.current(self.loop)
         if _stopping is not None:
             run.request_cancel(run.intent(**_stopping))
         run.add(call)
@@ -356,11 +353,15 @@ class Registry:
             if not run.anonymous or run.cancelled or run.remote is not None:
                 self._ended.pop(run.name, None)  # so that it goes to the end of the queue
                 self._ended[run.name] = run
-                with contextlib.suppress(KeyError, RuntimeError, StopIteration):  # somebody else made room
-                    while len(self._ended) > KEPT:
-                        gone = self._ended.pop(next(iter(self._ended)))
-                        if gone.remote is not None and gone.remote.ref is not None:
-                            self._remotes.pop(gone.remote.ref, None)
+                if len(self._ended) > KEPT:
+                    self._forget()
+
+    def _forget(self) -> None:
+        with contextlib.suppress(KeyError, RuntimeError, StopIteration):  # somebody else made room
+            while len(self._ended) > KEPT:
+                gone = self._ended.pop(next(iter(self._ended)))
+                if gone.remote is not None and gone.remote.ref is not None:
+                    self._remotes.pop(gone.remote.ref, None)
 
     def keeping(self, run: BaseRun) -> Keeping:
         """How the chase after a remote run is put on record."""
@@ -381,10 +382,6 @@ class Registry:
             actor = facts.get("actor")
             tops = [run for run in tops if run.cancellers is None or actor in run.cancellers]
         return [run.request_cancel(run.intent(**facts)) for run in tops]
-
-
-def _nothing_to_reset() -> int:
-    return 0
 
 
 def _no_channel() -> Any:

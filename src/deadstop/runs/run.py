@@ -341,8 +341,10 @@ class BaseRun:
             while outer is not None and outer.ended:
                 outer = outer._outer or outer.parent
             current_run.set(outer)
-        inside = [each for child in list(self.children.values()) if child.remote for each in child.calls.values()]
-        return [*self.calls.values(), *inside]
+        left = list(self.calls.values())
+        if self.children:
+            left += [each for child in list(self.children.values()) if child.remote for each in child.calls.values()]
+        return left
 
     def nearest(self) -> Optional[BaseRun]:
         """The scope that what is started in this one's context belongs to: this one, or around it, if it has ended.

@@ -88,15 +88,22 @@ def check_settings(*, opening: bool = False) -> None:
 
 
 _complained: set[str] = set()
+_others: frozenset[Any] = frozenset()  # names that are no settings of ours
 _checked: dict[str, tuple[Any, Any, Any]] = {}  # what was found right
 
 
 def _raw() -> tuple[Any, ...]:
     """Our variables as the system keeps them: each cancel asks, and decoding all of them takes longer than the rest."""
+    global _others
+    if _others >= SETTINGS:  # as with each scope that is opened
+        return ()
     raw = getattr(os.environ, "_data", None) or dict(os.environ)
     names = list(raw)
     prefix: Any = b"DEADSTOP_" if names and isinstance(names[0], bytes) else "DEADSTOP_"
-    return tuple([(name, raw.get(name)) for name in names if name.startswith(prefix)])
+    ours = tuple([(name, raw.get(name)) for name in names if name.startswith(prefix)])
+    if not ours:
+        _others = frozenset(names)
+    return ours
 
 
 def _stamp(path: Optional[str]) -> Any:
