@@ -54,7 +54,11 @@ class interruptible:
         if self._call.interrupted is Interrupted.NOTHING:
             self._call.interrupted = Interrupted.TASK
         if here is not None and here.is_same(self._loop):
-            self._scope.cancel()  # at once: by way of the loop's queue the task would come free one turn later
+            # At once: by way of the loop's queue the task would come free one turn later.
+            if active_call() is self._call:  # the call's own task, or one of its hooks: anyio is to see which
+                self._scope.cancel()
+            else:
+                here.apart(self._scope.cancel)
         elif not self._loop.call(self._scope.cancel):
             self._call.leave()  # the loop was closed under the call: its task will never go on
 
@@ -262,7 +266,7 @@ class _Body:
         except BaseException as error:
             if call.drain is not None:
                 call.drain.fail()
-            with anyio.CancelScope(shield=True):
+            with self._loop.scope(shield=True):
                 await self.aclose()
             await _reclaim(self._pools, call)
             if call.cancelled and isinstance(error, (Interruption, Exception)):

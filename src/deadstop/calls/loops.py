@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Coroutine
+import types
+from collections.abc import Coroutine, Generator
 from typing import Any, Callable, Optional, cast
 
 import anyio
@@ -46,12 +47,12 @@ class Loop:
         loop = loop or asyncio.get_running_loop()
         return cls(loop, loop.call_soon_threadsafe, lambda work: _keep(loop.create_task(work())))
 
-    def scope(self) -> anyio.CancelScope:
+    def scope(self, shield: bool = False) -> anyio.CancelScope:
         """A new cancel scope, for a task of the loop."""
         if self._scope is None:
             # Which library this is `anyio.CancelScope` asks each time, and that takes as long as all the rest.
             self._scope = type(anyio.CancelScope())
-        return cast(anyio.CancelScope, self._scope())
+        return cast(anyio.CancelScope, self._scope(shield=shield))
 
     def call(self, function: Callable[[], Any]) -> bool:
         """Run `function` on the loop soon. False if the loop is gone. From any thread and from a signal handler.
@@ -70,6 +71,21 @@ class Loop:
             return False
         return True
 
+    def apart(self, function: Callable[[], Any]) -> None:
+        """Run `function` now as if the loop did, in its own thread, and not the task that is the current one.
+
+        anyio (4.12) writes down which task cancels, and to print a task takes longer than all the rest.
+        """
+        task = asyncio.current_task(self._key) if isinstance(self._key, asyncio.AbstractEventLoop) else None
+        if task is None:
+            function()
+            return
+        asyncio.tasks._leave_task(self._key, task)
+        try:
+            function()
+        finally:
+            asyncio.tasks._enter_task(self._key, task)
+
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Start `work` as a task of its own on the loop. False if the loop is gone."""
         return self.call(lambda: self.start(work))
@@ -86,7 +102,7 @@ class Loop:
     async def give_way(self) -> None:
         """Let other tasks of the loop, which is the current task's, go on."""
         if isinstance(self._key, asyncio.AbstractEventLoop):
-            await asyncio.sleep(0)
+            await _turn()
         else:
             import trio
 
@@ -101,6 +117,12 @@ class Loop:
     def is_same(self, other: Loop) -> bool:
         """Whether both are the same loop."""
         return self._key is other._key
+
+
+@types.coroutine
+def _turn() -> Generator[None, None, None]:
+    """As `asyncio.sleep(0)`."""
+    yield
 
 
 _kept: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references to tasks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+from asyncio import trsock
 from typing import Any, Optional
 
 from deadstop.calls.call import Call
@@ -50,7 +51,9 @@ class Owned:
             self._owner = call
         if call is not None:
             if self._sock is None:
-                self._sock = self._inner.get_extra_info("socket")
+                sock = self._inner.get_extra_info("socket")
+                # What asyncio puts around a socket takes as long as the shutdown.
+                self._sock = getattr(sock, "_sock", None) if type(sock) is trsock.TransportSocket else sock
             call.socket = self
 
     def is_shared(self, buffer: bytes) -> bool:
