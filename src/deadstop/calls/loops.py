@@ -41,6 +41,8 @@ class Loop:
             import trio
 
             token = trio.lowlevel.current_trio_token()
+            if last is not None and last._key is token:
+                return last
             return cls(
                 token, token.run_sync_soon, lambda work: trio.lowlevel.spawn_system_task(work, name="deadstop clean-up")
             )
