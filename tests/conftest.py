@@ -6,6 +6,7 @@ import os
 import weakref
 from asyncio import selector_events
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,6 +21,10 @@ __all__ = ["anyio_backend", "world"]
 settings.register_profile("same", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("explore", deadline=None, max_examples=2_000, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+# To read a system's certificates is most of what the making of a client takes: 40 ms, a few thousand times. No test
+# needs one of them: where TLS is spoken, the test says whom to trust. This one is nobody's.
+os.environ["SSL_CERT_FILE"] = str(Path(__file__).with_name("nobody.pem"))
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import openai
+from nursery import popen
 
 import deadstop
 
@@ -35,23 +36,27 @@ def state() -> str:
     return made
 
 
+def surroundings() -> dict[str, str]:
+    """The environment of the tests, without proxies."""
+    path = os.pathsep.join(filter(None, [SOURCES, os.environ.get("PYTHONPATH")]))
+    clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    return {**clean, "PYTHONPATH": path}
+
+
 class Child:
     """A running `python -m deadstop ...`."""
 
-    def __init__(self, arguments: tuple[str, ...], env: dict[str, str], cwd: Path | None) -> None:
-        path = os.pathsep.join(filter(None, [SOURCES, os.environ.get("PYTHONPATH")]))
-        clean = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "deadstop", *arguments],
+    def __init__(self, start: Any, arguments: tuple[str, ...], env: dict[str, str], cwd: Path | None) -> None:
+        self.process = start(
+            ["-m", "deadstop", *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=cwd,
             env={
-                **clean,
+                **surroundings(),
                 "XDG_STATE_HOME": state(),
-                "PYTHONPATH": path,
                 "PYTHONUNBUFFERED": "1",
                 "PYTHONWARNINGS": QUIET,
                 **env,
@@ -122,10 +127,14 @@ class Child:
         return "\n".join(self._errors)
 
 
+def interpreter(arguments: list[str], **how: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, *arguments], **how)
+
+
 @contextmanager
-def command(*arguments: str, cwd: Path | None = None, **env: str) -> Iterator[Child]:
+def command(*arguments: str, cwd: Path | None = None, start: Any = interpreter, **env: str) -> Iterator[Child]:
     """`deadstop` with these arguments; killed at the end if it is still there."""
-    child = Child(arguments, env, cwd)
+    child = Child(start, arguments, env, cwd)
     try:
         yield child
     except BaseException:
@@ -134,6 +143,10 @@ def command(*arguments: str, cwd: Path | None = None, **env: str) -> Iterator[Ch
     finally:
         child.process.kill()
         child.end()
+
+
+warm = functools.partial(command, start=popen)
+"""The same from the nursery, for a command that another test starts as its user does."""
 
 
 def key_and_url(base_url: str) -> dict[str, str]:

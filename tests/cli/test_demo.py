@@ -8,7 +8,7 @@ import sys
 from typing import Any
 
 import pytest
-from cli_child import command
+from cli_child import command, warm
 
 from deadstop.cli.demo.cases import CASES, Case, Moment
 from deadstop.cli.demo.judge import Played, judge
@@ -150,7 +150,7 @@ def test_a_real_server_is_asked_the_same(fake_openai: FakeOpenAI) -> None:
     """With --base-url and --model the calls go there, with the key, and there is no column for a record."""
     fake_openai.rate = 100
     options = ("--base-url", fake_openai.base_url, "--model", "some-model", "--api-key", "sk-1")
-    with command("demo", *options, "--only", "async chat, streamed") as child:
+    with warm("demo", *options, "--only", "async chat, streamed") as child:
         assert child.end() == 0, "\n".join(child.output)
     assert {each.model for each in fake_openai.requests} == {"some-model"}
     assert {each.headers["authorization"] for each in fake_openai.requests} == {"Bearer sk-1"}
@@ -167,7 +167,7 @@ def test_a_real_server_is_asked_the_same(fake_openai: FakeOpenAI) -> None:
 )
 def test_wrong_options_are_told(options: tuple[str, ...], says: str) -> None:
     """What is missing is named, and the exit code is 2."""
-    with command("demo", *options, OPENAI_API_KEY="") as child:
+    with warm("demo", *options, OPENAI_API_KEY="") as child:
         assert child.end() == 2
     assert says in "\n".join(child.output) + child.errors
 
@@ -175,6 +175,6 @@ def test_wrong_options_are_told(options: tuple[str, ...], says: str) -> None:
 def test_a_server_that_is_not_there_is_no_success() -> None:
     """Where nothing could be played, nothing holds: the exit code is 2."""
     options = ("--base-url", "http://127.0.0.1:1/v1", "--model", "m", "--api-key", "k", "--only", "sync chat, no scope")
-    with command("demo", *options) as child:
+    with warm("demo", *options) as child:
         assert child.end() == 2
     assert "Nothing could be played" in child.output[-1]

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli_child import command, key_and_url, seed
+from cli_child import command, key_and_url, seed, warm
 from test_exec_signals import asked, script
 
 from deadstop.testing import FakeOpenAI, faults
@@ -38,10 +38,10 @@ def test_another_terminal_cancels_a_run_of_the_script(tmp_path: Path, fake_opena
     here = {"XDG_STATE_HOME": state}
     with command("exec", script(tmp_path, body), **key_and_url(fake_openai.base_url), **here) as child:
         fake_openai.wait_for(asked, 20)
-        with command("ps", "--json", **here) as ps:
+        with warm("ps", "--json", **here) as ps:
             assert ps.end() == 0
         assert [each["run"] for each in json.loads("\n".join(ps.output))] == ["job-7"]
-        with command("cancel", "job-7", "--reason", "too dear", "--actor", "ann", **here) as cancel:
+        with warm("cancel", "job-7", "--reason", "too dear", "--actor", "ann", **here) as cancel:
             assert cancel.end() == 0, cancel.errors
         assert child.end() == 0
     assert child.output == ["too dear ann", "finally", "atexit"]
@@ -55,7 +55,7 @@ def test_what_a_signal_cancelled_is_on_record(tmp_path: Path, fake_openai: FakeO
         fake_openai.wait_for(asked, 20)
         child.signal(signal.SIGTERM)
         assert child.end() == 143
-    with command("receipts", "--json", **here) as receipts:
+    with warm("receipts", "--json", **here) as receipts:
         assert receipts.end() == 0
     (found,) = json.loads("\n".join(receipts.output))
     assert "SIGTERM" in json.dumps(found)

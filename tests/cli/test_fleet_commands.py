@@ -6,14 +6,14 @@ import json
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
 from typing import Any, Dict  # noqa: UP035 - the SDK looks at it at run time, on Python 3.9 too
 
 import pytest
-from cli_child import SOURCES, command, key_and_url
+from cli_child import command, key_and_url, surroundings, warm
+from nursery import popen
 from worlds import CHAT, until
 
 import deadstop
@@ -80,9 +80,8 @@ def held(state: dict[str, str], server: FakeOpenAI) -> Iterator[Any]:
 @pytest.fixture
 def left(state: dict[str, str], server: FakeOpenAI) -> None:
     """A remote run whose process was killed."""
-    code = [sys.executable, "-c", REMOTE, server.base_url]
-    env = {**state, "PYTHONPATH": SOURCES}
-    with subprocess.Popen(code, stdout=subprocess.PIPE, env=env) as process:
+    env = {**surroundings(), **state}
+    with popen(["-c", REMOTE, server.base_url], stdout=subprocess.PIPE, env=env) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
         process.kill()
@@ -107,7 +106,7 @@ def test_a_run_of_another_process_is_listed_and_cancelled(state: dict[str, str],
 
 def test_all_runs_are_cancelled(state: dict[str, str], held: Any, server: FakeOpenAI) -> None:
     """`cancel --all` takes every named run."""
-    with command("cancel", "--all", **state) as child:
+    with warm("cancel", "--all", **state) as child:
         assert child.end() == 0, child.errors
     until(lambda: held, "the end of the call")
 
@@ -116,10 +115,10 @@ def test_what_a_dead_process_left_is_cancelled_with_the_key(
     state: dict[str, str], left: None, server: FakeOpenAI
 ) -> None:
     """`cancel NAME` stops the remote run of a process that was killed; a second one finds it cancelled."""
-    with command("ps", **state) as child:
+    with warm("ps", **state) as child:
         assert child.end() == 0
     assert "chat-42" in "\n".join(child.output)
-    with command("cancel", "chat-42", "--timeout", "20", **state, **key_and_url(server.base_url)) as child:
+    with warm("cancel", "chat-42", "--timeout", "20", **state, **key_and_url(server.base_url)) as child:
         assert child.end() == 0, child.errors
     (run,) = server.runs
     assert (run.truth, run.cancels) == ("cancelled", 1)
@@ -128,10 +127,10 @@ def test_what_a_dead_process_left_is_cancelled_with_the_key(
 def test_a_remote_run_is_cancelled_by_its_address(state: dict[str, str], left: None, server: FakeOpenAI) -> None:
     """`cancel response:...` needs no record, but a key: 2 without one, 0 once confirmed, 4 if it had finished."""
     address = "response:" + server.runs[0].ids[0]
-    with command("cancel", address, **state, OPENAI_API_KEY="") as child:
+    with warm("cancel", address, **state, OPENAI_API_KEY="") as child:
         assert child.end() == 2
     assert "OPENAI_API_KEY" in child.errors
-    with command("cancel", address, **state, **key_and_url(server.base_url)) as child:
+    with warm("cancel", address, **state, **key_and_url(server.base_url)) as child:
         assert child.end() == 0, child.errors
     assert server.runs[0].truth == "cancelled"
     with FakeOpenAI(rate=0, tokens=1) as quick:
@@ -139,18 +138,18 @@ def test_a_remote_run_is_cancelled_by_its_address(state: dict[str, str], left: N
         client.post("/responses", body={"model": "m", "input": "hi", "background": True}, cast_to=JSON)
         quick.wait_for_runs(lambda runs: runs[0].truth == "completed")
         address = "response:" + quick.runs[0].ids[0]
-        with command("cancel", address, **state, **key_and_url(quick.base_url)) as child:
+        with warm("cancel", address, **state, **key_and_url(quick.base_url)) as child:
             assert child.end() == 4, child.errors
         client.close()
 
 
 def test_a_name_that_nobody_holds_is_parked(state: dict[str, str]) -> None:
     """A cancel of it is no success: 3; wrong usage is 2."""
-    with command("cancel", "nobody", **state) as child:
+    with warm("cancel", "nobody", **state) as child:
         assert child.end() == 3
     assert "parked" in child.output[0]
     for wrong in ((), ("x", "--all"), ("x", "--wait", "soon"), ("x", "--url", "redis:")):
-        with command("cancel", *wrong, **state) as child:
+        with warm("cancel", *wrong, **state) as child:
             assert child.end() == 2
 
 
@@ -158,10 +157,10 @@ def test_the_reconciler_finishes_what_was_left_and_stops_on_sigterm(
     state: dict[str, str], left: None, server: FakeOpenAI
 ) -> None:
     """A cancel without a key is only put on record; `reconcile` finishes it, and ends with 0 on SIGTERM."""
-    with command("cancel", "chat-42", "--timeout", "0.5", **state, OPENAI_API_KEY="") as child:
+    with warm("cancel", "chat-42", "--timeout", "0.5", **state, OPENAI_API_KEY="") as child:
         assert child.end() == 3, child.errors
     assert server.runs[0].cancels == 0
-    with command("reconcile", **state, **key_and_url(server.base_url)) as child:
+    with warm("reconcile", **state, **key_and_url(server.base_url)) as child:
         child.until("Reconciling")
         server.wait_for_runs(lambda runs: runs[0].truth == "cancelled", 20.0)
         with connect("sqlite:") as ledger:

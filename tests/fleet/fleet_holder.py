@@ -1,20 +1,16 @@
-"""Processes that hold runs and do what they are told: ``python fleet_holder.py URL BASE_URL SOCKET``.
+"""A process that holds runs and does what it is told: ``python fleet_holder.py URL BASE_URL``.
 
-A line on standard input forks one. It connects to SOCKET, and takes commands and answers them there, in lines of JSON.
+It takes commands on standard input and answers them on standard output, in lines of JSON.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import socket
 import sys
 import threading
-import traceback
 from typing import Any, Dict  # noqa: UP035
 
-from fleet_sweep_child import Trial, warm_up
+from fleet_sweep_child import Trial
 
 import deadstop
 from deadstop.errors import CancelRefusedError
@@ -51,12 +47,10 @@ class Held:
 
 
 class Holder:
-    def __init__(self, url: str, base_url: str, http_client: Any) -> None:
-        self._trial = Trial("holder", "")
+    def __init__(self, url: str, base_url: str) -> None:
+        self._trial = Trial("")
         self._trial.watch()
-        self._client = deadstop.OpenAI(
-            api_key="k", base_url=base_url, http_client=http_client, runs_url=url, max_retries=0
-        )
+        self._client = deadstop.OpenAI(api_key="k", base_url=base_url, runs_url=url, max_retries=0)
         self._held: dict[str, Held] = {}
 
     def open(self, run: str, cancellers: Any) -> dict[str, Any]:
@@ -91,31 +85,11 @@ class Holder:
         return {"said": str(receipt.outcome.value), "reason": receipt.reason, "note": receipt.note}
 
 
-def serve(holder: Holder, path: str) -> None:
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.connect(path)
-        with connection.makefile("rw") as lines:
-            lines.write(f"{os.getpid()}\n")
-            lines.flush()
-            for line in lines:
-                command = json.loads(line)
-                answer = getattr(holder, command.pop("do"))(**command)
-                lines.write(json.dumps(answer) + "\n")
-                lines.flush()
-
-
-def main(url: str, base_url: str, path: str) -> None:
-    http_client = warm_up(base_url)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the dead are not waited for
-    for _ in sys.stdin:
-        if os.fork() == 0:
-            try:
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                serve(Holder(url, base_url, http_client), path)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                os._exit(0)
+def main(url: str, base_url: str) -> None:
+    holder = Holder(url, base_url)
+    for line in sys.stdin:
+        command = json.loads(line)
+        print(json.dumps(getattr(holder, command.pop("do"))(**command)), flush=True)
 
 
 if __name__ == "__main__":

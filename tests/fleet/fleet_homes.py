@@ -8,7 +8,6 @@ import select
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 from ledger_postgres import programs
 from ledger_postgres import server as database
+from nursery import popen
 
 import deadstop
 from deadstop.fleet import members
@@ -79,8 +79,8 @@ class Child:
     def __init__(self, *arguments: str, script: str = CHILD, **env: str) -> None:
         self._said = b""
         path = os.pathsep.join(filter(None, [SOURCES, os.environ.get("PYTHONPATH")]))
-        self.process = subprocess.Popen(
-            [sys.executable, script, *arguments],
+        self.process = popen(
+            [script, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -91,11 +91,11 @@ class Child:
     def pid(self) -> int:
         return self.process.pid
 
-    def line(self) -> str:
+    def line(self, within: float = BOUND) -> str:
         """The next line that it says; empty at its end."""
         output: Any = self.process.stdout
         while b"\n" not in self._said:
-            assert select.select([output], [], [], BOUND)[0], "the child said nothing"
+            assert select.select([output], [], [], within)[0], "the child said nothing"
             more = os.read(output.fileno(), 4096)
             if not more:
                 break

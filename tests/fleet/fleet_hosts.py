@@ -6,11 +6,11 @@ import asyncio
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any, Optional
 
 from fleet_homes import SOURCES, Child
+from nursery import popen
 
 import deadstop
 from deadstop import CancelPolicy
@@ -84,8 +84,8 @@ class Worker:
         path = os.pathsep.join(filter(None, [SOURCES, os.environ.get("PYTHONPATH")]))
         env = {**os.environ, "PYTHONPATH": path, "OPENAI_API_KEY": "k", "OPENAI_BASE_URL": base_url}
         self.url = url
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "deadstop", "reconcile", "--url", url, *options],
+        self.process = popen(
+            ["-m", "deadstop", "reconcile", "--url", url, *options],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=env,

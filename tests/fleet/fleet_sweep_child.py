@@ -1,28 +1,22 @@
-"""A process that forks one child for each trial of the crash sweep: ``python fleet_sweep_child.py URL BASE_URL``.
+"""One trial of the crash sweep: ``python fleet_sweep_child.py URL BASE_URL NAME STORY POINT``.
 
-A line ``NAME STORY POINT`` on standard input starts a trial: a child that lives through that story (``STORIES``) and
-kills itself at that point: before or after a durable write, a request, its answer. ``settle-before:2`` is the second
-time that it comes by. A trial that lives says which points it came by. A few trials are under way at once.
+It lives through that story (``STORIES``) and kills itself at that point: before or after a durable write, a request,
+its answer. ``settle-before:2`` is the second time that it comes by. A trial that lives says which points it came by.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
 import threading
-import traceback
 from collections import Counter
 from typing import Any, Callable, Dict  # noqa: UP035
-
-import openai
 
 import deadstop
 from deadstop.clients.channel import Channel
 from deadstop.fleet.member import Member
 
-AT_ONCE = 3
 WRITES = (
     *("enter", "open_run", "close_run", "record_remote", "remote_status"),
     *("record_intent", "take_off", "begin_attempt", "record_attempt", "land", "settle", "leave"),
@@ -36,8 +30,7 @@ def say(*words: object) -> None:
 class Trial:
     """Counts the points, and dies at one."""
 
-    def __init__(self, name: str, at: str) -> None:
-        self._name = name
+    def __init__(self, at: str) -> None:
         self.at = at
         self.seen: Counter[str] = Counter()
         self._lock = threading.Lock()
@@ -46,7 +39,6 @@ class Trial:
         with self._lock:
             self.seen[what] += 1
             if f"{what}:{self.seen[what]}" == self.at:
-                say("killed", self._name, self.at)
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def around(self, what: str, work: Callable[..., Any]) -> Callable[..., Any]:
@@ -114,61 +106,16 @@ STORIES: dict[str, Callable[[Any, str], Any]] = {each.__name__: each for each in
 WHY: Any = {"reason": "stop", "actor": "sweep", "timeout": 10.0}
 
 
-def trial(url: str, base_url: str, http_client: Any, name: str, story: str, at: str) -> None:
-    this = Trial(name, at)
+def main(url: str, base_url: str, name: str, story: str, at: str) -> None:
+    this = Trial(at)
     this.watch()
-    client = deadstop.OpenAI(api_key="k", base_url=base_url, http_client=http_client, runs_url=url, max_retries=0)
+    client = deadstop.OpenAI(api_key="k", base_url=base_url, runs_url=url, max_retries=0)
     receipt = STORIES[story](client, name)
     if receipt is not None:
-        say("acknowledged", name, receipt.outcome)
+        say("acknowledged", receipt.outcome)
     client.close()
     client.runs._registry.keeper.member.close(10.0)
-    say("points", name, ",".join(f"{what}:{nth + 1}" for what, times in this.seen.items() for nth in range(times)))
-
-
-_kept: list[Any] = []
-
-
-def warm_up(base_url: str) -> Any:
-    """Import all that a forked child needs. Returns an HTTP client that has no connection yet, for the children to
-    share: most of what a client's making takes is to read the certificates."""
-    warm = openai.OpenAI(api_key="k", base_url=base_url, max_retries=0)
-    with contextlib.suppress(openai.APIError):
-        warm.post("/nowhere", body={}, cast_to=Dict[str, object])  # noqa: UP006
-    warm.close()
-    for name in ("runs.pickup", "runs.keeper", "clients.channel", "runs.blocking", "ledger.sqlite"):
-        __import__(f"deadstop.{name}")
-    owner = openai.OpenAI(api_key="k", base_url=base_url)
-    _kept.append(owner)  # the first releases of the SDK close the HTTP client when its owner is collected
-    return owner._client
-
-
-def main(url: str, base_url: str) -> None:
-    http_client = warm_up(base_url)
-    running: dict[int, str] = {}
-
-    def reap() -> None:
-        pid, status = os.wait()
-        say("over", running.pop(pid), os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
-
-    say("ready")
-    for line in sys.stdin:
-        name, story, at = line.split()
-        if at == "end":
-            while running:
-                reap()
-            continue
-        while len(running) >= AT_ONCE:
-            reap()
-        pid = os.fork()
-        if pid == 0:
-            try:
-                trial(url, base_url, http_client, name, story, at)
-                os._exit(0)
-            finally:
-                traceback.print_exc()
-                os._exit(1)
-        running[pid] = name
+    say("points", ",".join(f"{what}:{nth + 1}" for what, times in this.seen.items() for nth in range(times)))
 
 
 if __name__ == "__main__":

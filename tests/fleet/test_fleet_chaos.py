@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -17,6 +16,7 @@ from typing import Any, Optional
 import pytest
 from fleet_homes import LONG, SOURCES, Child
 from ledger_postgres import server as database
+from nursery import popen
 from worlds import until
 
 from deadstop.core.model import Intent
@@ -44,8 +44,8 @@ class Worker:
     def __init__(self, url: str, base_url: str) -> None:
         path = os.pathsep.join(filter(None, [SOURCES, os.environ.get("PYTHONPATH")]))
         env = {**os.environ, "PYTHONPATH": path, "OPENAI_API_KEY": "k", "OPENAI_BASE_URL": base_url}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "deadstop", "reconcile", "--url", url],
+        self.process = popen(
+            ["-m", "deadstop", "reconcile", "--url", url],
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             env=env,

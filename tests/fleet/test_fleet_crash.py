@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, Optional
 
 import pytest
@@ -16,6 +18,7 @@ from deadstop.ledger.base import Ledger
 from deadstop.testing import FakeProcess
 from deadstop.testing.runs import RunRecord
 
+AT_ONCE = 3
 KILLS = {"sqlite": 300, "postgresql": 100}
 STORIES = ("scope", "pair", "address", "orphan")
 
@@ -23,9 +26,8 @@ STORIES = ("scope", "pair", "address", "orphan")
 class Sweep:
     """Trials, each a process of its own that is killed at one point, and what became of them."""
 
-    def __init__(self, zygote: Child) -> None:
-        self._zygote = zygote
-        assert zygote.line() == "ready"
+    def __init__(self, url: str, base_url: str) -> None:
+        self._where = (url, base_url)
         self.stories: dict[str, str] = {}  # by the names of trials
         self.points: dict[str, str] = {}
         self.acknowledged: set[str] = set()
@@ -33,28 +35,33 @@ class Sweep:
         self.came_by: dict[str, list[str]] = {}
 
     def run(self, trials: list[tuple[str, str]], meanwhile: Any) -> None:
-        """Run trials (story, point) to their end, and call `meanwhile()` each time that one is over."""
+        """Run trials (story, point) to their end, a few at once, and call `meanwhile()` each time that one is over."""
         names = [f"chat-{len(self.stories) + number}" for number in range(len(trials))]
-        for name, (story, at) in zip(names, trials):
-            self.stories[name], self.points[name] = story, at
-            self._zygote.say(f"{name} {story} {at}")
-        self._zygote.say("- - end")
-        left = set(names)
-        while left:
-            what, name, more = self._zygote.line().split()
-            if what == "over":
-                assert more in ("0", "9"), f"{name} failed"
-                self.kills[self.stories[name], self.points[name]] += more == "9"
-                left.remove(name)
+        self.stories.update((name, story) for name, (story, _) in zip(names, trials))
+        self.points.update((name, at) for name, (_, at) in zip(names, trials))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for each in as_completed([pool.submit(self._trial, name) for name in names]):
+                each.result()
                 meanwhile()
-            elif what == "acknowledged":
-                self.acknowledged.add(name)
-            elif what == "points":
-                self.came_by[name] = more.split(",")
+
+    def _trial(self, name: str) -> None:
+        story, at = self.stories[name], self.points[name]
+        child = Child(*self._where, name, story, at, script=SWEEP)
+        try:
+            while line := child.line():
+                what, more = line.split()
+                if what == "acknowledged":
+                    self.acknowledged.add(name)
+                elif what == "points":
+                    self.came_by[name] = more.split(",")
+        finally:
+            child.end()
+        assert child.process.returncode in (0, -signal.SIGKILL), f"{name} failed"
+        self.kills[story, at] += child.process.returncode != 0
 
 
 @pytest.mark.timeout(240 * LONG)
-def test_a_process_that_is_killed_at_any_point_loses_and_doubles_nothing(url: str, ledger: Ledger, child: Any) -> None:
+def test_a_process_that_is_killed_at_any_point_loses_and_doubles_nothing(url: str, ledger: Ledger) -> None:
     """SIGKILL before and after every durable write, every request and every answer of a cancel, and of an orphan's
     making: what is on record is finished by another process, once, with the outcome that the server knows to be true;
     what had been acknowledged is on record."""
@@ -63,7 +70,7 @@ def test_a_process_that_is_killed_at_any_point_loses_and_doubles_nothing(url: st
         client = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0, runs_url=url)
         client.runs.policy = deadstop.CancelPolicy(timeout=10.0, recheck=0)
         member = client.runs._registry.keeper.member
-        sweep = Sweep(child(url, server.base_url, script=SWEEP))
+        sweep = Sweep(url, server.base_url)
 
         def finish() -> None:
             """Another process does what there is to do."""

@@ -7,7 +7,7 @@ import time
 from typing import Any, Dict  # noqa: UP035 - the SDK looks at it at run time, on Python 3.9 too
 
 import pytest
-from fleet_processes import Holders
+from fleet_processes import Holder
 from worlds import until
 
 import deadstop
@@ -25,8 +25,8 @@ PROCESSES = 3
 def cancels(child: Any, url: str, server: FakeProcess, **env: str) -> list[tuple[float, float]]:
     """Three processes cancel all the runs that they hold, at the same moment. When each cancel came and was over,
     counted from then."""
-    with Holders(child, url, server.base_url, **env) as holders:
-        processes = [holders.start() for _ in range(PROCESSES)]
+    processes = [Holder(child, url, server.base_url, **env) for _ in range(PROCESSES)]
+    try:
         for number, process in enumerate(processes):
             for count in range(EACH):
                 answer = process.do("open", run=f"chat-{number}-{count}", cancellers=None)
@@ -37,6 +37,9 @@ def cancels(child: Any, url: str, server: FakeProcess, **env: str) -> list[tuple
             each.tell("cancel_all")
         said = [each.answer() for each in processes]
         assert said == [{"said": ["cancelled"] * EACH}] * PROCESSES
+    finally:
+        for each in processes:
+            each.kill()
     assert {(each.truth, each.cancels) for each in server.runs()} == {("cancelled", 1)}
     found = [each for each in server.records() if each.path.endswith("/cancel")]
     assert len(found) == EACH * PROCESSES

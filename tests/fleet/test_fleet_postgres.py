@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 from fleet_homes import SOURCES, Child
 from ledger_postgres import server as database
+from nursery import popen
 from worlds import until
 
 import deadstop
@@ -325,13 +325,13 @@ def test_the_commands_see_every_host(
     other = held(child, url, server, "call")
     path = os.pathsep.join(filter(None, [SOURCES, os.environ.get("PYTHONPATH")]))
     env = {**os.environ, "PYTHONPATH": path, "DEADSTOP_URL": url, "OPENAI_API_KEY": ""}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 
     def command(*words: str) -> str:
-        done = subprocess.run(
-            [sys.executable, "-m", "deadstop", *words], capture_output=True, text=True, timeout=50, check=False, env=env
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        with popen(["-m", "deadstop", *words], **pipes, text=True, env=env) as process:
+            out, errors = process.communicate(timeout=50)
+        assert process.returncode == 0, errors
+        return str(out)
 
     (row,) = json.loads(command("ps", "--json"))
     assert (row["run"], row["state"], row["holder"].split(":")[1]) == ("chat-42", "open", str(other.pid))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Optional
@@ -9,7 +10,7 @@ from typing import Any, ClassVar, Optional
 import hypothesis.strategies as st
 import pytest
 from fleet_homes import BOUND, LONG
-from fleet_processes import Holders
+from fleet_processes import Holder
 from hypothesis import Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 from worlds import until
@@ -32,13 +33,14 @@ THERE = ("cancelled", "finished_first", "parked")
 class Host:
     """What all histories share: a ledger, a server, processes, and one that lives through all of it."""
 
-    def __init__(self, ledger: Ledger, url: str, server: FakeProcess, holders: Holders) -> None:
-        self.ledger, self.server, self.holders = ledger, server, holders
+    def __init__(self, ledger: Ledger, url: str, server: FakeProcess, child: Any) -> None:
+        self.ledger, self.server = ledger, server
+        self.start = functools.partial(Holder, child, url, server.base_url)
         self.client = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0, runs_url=url)
         self.client.runs.policy = deadstop.CancelPolicy(timeout=10.0, recheck=0)
         self.histories = itertools.count()
         self.kills = 0
-        self.processes = [holders.start() for _ in range(3)]
+        self.processes = [self.start() for _ in range(3)]
 
     def finish(self) -> None:
         """Look at what the dead left behind."""
@@ -135,7 +137,7 @@ class History(RuleBasedStateMachine):
     def died(self, slot: int) -> None:
         self.host.kills += 1
         self.open = {run: held for run, held in self.open.items() if held.slot != slot}
-        self.host.processes[slot] = self.host.holders.start()
+        self.host.processes[slot] = self.host.start()
 
     # What has to hold in the end
 
@@ -193,8 +195,8 @@ class History(RuleBasedStateMachine):
 def test_any_history_of_three_processes(url: str, ledger: Ledger, child: Any) -> None:
     """I3: a cancel that was acknowledged is on record and comes to its end, whoever was killed when. I19: one by an
     actor who may not raises, is on record as refused, and no remote run notices it. And no run is cancelled twice."""
-    with FakeProcess(rate=50, tokens=100_000) as server, Holders(child, url, server.base_url) as holders:
-        host = Host(ledger, url, server, holders)
+    with FakeProcess(rate=50, tokens=100_000) as server:
+        host = Host(ledger, url, server, child)
 
         class Here(History):
             pass
@@ -207,5 +209,7 @@ def test_any_history_of_three_processes(url: str, ledger: Ledger, child: Any) ->
         try:
             run_state_machine_as_test(Here, settings=steps)  # type: ignore[no-untyped-call]
         finally:
+            for each in host.processes:
+                each.kill()
             host.client.close()
         print(f"{next(host.histories)} histories, {host.kills} kills")

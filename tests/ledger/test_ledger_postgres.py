@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 from ledger_homes import BASE, HERE, NOW, OF_OLD, cancel, opening, remote
 from ledger_postgres import programs, server
+from nursery import popen
 
 from deadstop.errors import LedgerSchemaError, LedgerUnavailable, LedgerUrlError
 from deadstop.ledger import connect
@@ -39,7 +39,7 @@ def url() -> str:
 
 def child(what: str, url: str, *more: str) -> subprocess.Popen[str]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, CHILD, what, url, *more], text=True, **pipes)  # type: ignore[call-overload]
+    return popen([CHILD, what, url, *more], text=True, **pipes)
 
 
 def answers(process: subprocess.Popen[str]) -> list[str]:

@@ -6,7 +6,6 @@ import os
 import sqlite3
 import stat
 import subprocess
-import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 from ledger_homes import HERE, NOW, OF_OLD, THERE, cancel, opening, receipt
+from nursery import popen
 
 from deadstop.core.model import Outcome
 from deadstop.errors import LedgerSchemaError, LedgerUnavailable
@@ -33,9 +33,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def child(what: str, path: Path, *more: str, **how: Any) -> subprocess.Popen[str]:
-    command = [sys.executable, CHILD, what, f"sqlite:///{path}", *more]
+    command = [CHILD, what, f"sqlite:///{path}", *more]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, text=True, **{**pipes, **how})
+    return popen(command, text=True, **{**pipes, **how})
 
 
 def answers(process: subprocess.Popen[str]) -> list[str]:
