@@ -31,6 +31,13 @@ def down(*args: object, **kwargs: object) -> None:
     raise LedgerUnavailable("The database is down.")
 
 
+def be_there(client: Any) -> None:
+    """Until others know of this process, and it hears them: what is true of a process that has run for a moment."""
+    member = client.runs._registry.keeper.member
+    assert member.writes.drain(20.0)
+    assert member.wire is None or member.wire.listening.wait(20.0)
+
+
 def told(error: Any) -> None:
     say("cancelled", error.run, error.reason, error.actor)
 
@@ -43,6 +50,7 @@ def threads(url: str, base_url: str, name: str, what: list[str]) -> None:
             setattr(ledger, each, down)
     cancellers, orphans = os.environ.get("CANCELLERS"), os.environ.get("ORPHANS", "leave")
     with client.runs.open(name, cancellers=cancellers and [cancellers], orphans=orphans) as run:
+        be_there(client)
         for each in what:
             if each == "die":
                 run.on_cancel(lambda _: os._exit(1))
@@ -69,6 +77,7 @@ def threads(url: str, base_url: str, name: str, what: list[str]) -> None:
 async def tasks(url: str, base_url: str, name: str, what: list[str]) -> None:
     client = deadstop.AsyncOpenAI(api_key="k", base_url=base_url, runs_url=url, max_retries=0)
     async with client.runs.open(name) as run:
+        be_there(client)
         for each in what:
             if each == "call":
                 say("ready")

@@ -17,6 +17,7 @@ from worlds import CHAT, until
 from deadstop import CancelPolicy, RunCancellationTimeoutError, RunCancelledError
 from deadstop.errors import LedgerUnavailable
 from deadstop.fleet.post import Post, Sent, directory
+from deadstop.ledger import rules
 from deadstop.ledger.base import Ledger
 from deadstop.testing import FakeOpenAI
 
@@ -66,10 +67,14 @@ def test_a_cancel_reaches_the_process_that_holds_the_run(
 
 
 @threads_alone
-def test_a_signal_that_was_lost_is_made_good(world: Any, client: Any, server: FakeOpenAI, child: Any, url: str) -> None:
+def test_a_signal_that_was_lost_is_made_good(
+    world: Any, client: Any, server: FakeOpenAI, child: Any, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without any signal the holder finds the cancel on record, within about two seconds."""
     other = held(child, "threads", url, server, "call")
     client.runs._registry.keeper.member.signal = lambda message: (set(), False)
+    announced = rules.announced  # by Postgres, with the record
+    monkeypatch.setattr(rules, "announced", lambda *about: announced(*about)._replace(run="another"))
     receipt = world.run(client.runs.cancel, "chat-42", reason="stop", wait="sent")
     assert receipt.outcome in ("parked", "sent")
     began = time.monotonic()

@@ -20,7 +20,7 @@ from worlds import until
 import deadstop
 from deadstop import CancelPolicy, RunCancellationTimeoutError, RunCancelledError
 from deadstop.core.model import Intent
-from deadstop.errors import LedgerSchemaError, LedgerUnavailable
+from deadstop.errors import CancelRefusedError, LedgerSchemaError, LedgerUnavailable
 from deadstop.fleet.member import Member
 from deadstop.ledger import connect
 from deadstop.ledger.base import Claim, Ledger
@@ -92,6 +92,26 @@ def test_hints_of_anybody_cancel_nothing(world: Any, client: Any, server: FakeOp
     assert heard.wait(20.0)
     assert not call.done
     assert client.runs.cancel("chat-42").outcome == "cancelled"
+
+
+@pytest.mark.parametrize("cancellers", [None, ["ann"]])
+def test_a_cancel_that_came_too_late_is_not_of_the_next_run(
+    world: Any, client: Any, server: FakeOpenAI, url: str, ledger: Ledger, child: Any, cancellers: Any
+) -> None:
+    """Others are asked by way of the record who holds a run of that name: nobody, and the question goes."""
+    held(child, url, server)
+    until(lambda: len(ledger.processes()) == 2, "the other process to be on record")
+    with client.runs.open("chat-7", cancellers=cancellers):
+        pass
+    if cancellers is None:
+        assert client.runs.cancel("chat-7", reason="late").outcome == "finished_first"
+    else:
+        with pytest.raises(CancelRefusedError):
+            client.runs.cancel("chat-7", reason="late")
+    assert ledger.intent("chat-7") is None
+    with client.runs.open("chat-7") as run:
+        assert member_of(client).writes.drain(20.0)
+        assert not run.cancelled
 
 
 def test_a_cut_connection_is_made_anew_and_what_was_missed_is_made_good(

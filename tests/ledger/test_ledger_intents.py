@@ -151,6 +151,41 @@ def test_an_expired_tombstone_makes_room_for_the_next(ledger: Ledger) -> None:
     assert ledger.take_tombstone(opening(at=NOW + 150)) is not None
 
 
+def test_a_tombstone_can_be_taken_back(ledger: Ledger) -> None:
+    """The run that opens next is not born cancelled, and its record begins as if nothing had been."""
+    cancel(ledger, park_until=NOW + 60, request_id="r1")
+    assert ledger.retract("chat", 1, "r1")
+    assert (ledger.intent("chat"), ledger.runs(ended=True), ledger.parked(now=NOW)) == (None, [], [])
+    assert ledger.retract("chat", 1, "r1")  # again
+    assert ledger.open_run(opening()).intent is None
+
+
+def test_what_others_have_asked_for_is_not_taken_back(ledger: Ledger) -> None:
+    """Only the cancel that is meant goes, and only where nobody builds on it; the others' still waits for the run."""
+    cancel(ledger, park_until=NOW + 60, request_id="r1", reason="stop")
+    cancel(ledger, park_until=NOW + 60, request_id="r2", reason="late")
+    assert ledger.retract("chat", 1, "r1")
+    assert ledger.retract("chat", 1, "another")
+    found = ledger.intent("chat")
+    assert found is not None
+    assert (found.intent.reason, [each.reason for each in found.later]) == ("stop", ["late"])
+    assert ledger.retract("chat", 1, "r2")
+    cancel(ledger, park_until=NOW + 60, request_id="r3", reason="again")
+    taken = ledger.open_run(opening(at=NOW + 1)).intent
+    assert taken is not None
+    assert (taken.intent.reason, [each.reason for each in taken.later]) == ("stop", ["again"])
+
+
+def test_what_a_run_has_taken_up_is_not_taken_back(ledger: Ledger) -> None:
+    """It is cancelled, and that is on record."""
+    cancel(ledger, park_until=NOW + 60, request_id="r1")
+    ledger.open_run(opening(at=NOW + 1))
+    assert not ledger.retract("chat", 1, "r1")
+    found = ledger.intent("chat")
+    assert found is not None
+    assert found.open
+
+
 def test_who_may_not_cancel_changes_nothing(ledger: Ledger) -> None:
     """I19: an error that names who and what, nothing else changed, and the try is on record."""
     ledger.open_run(opening(cancellers=("alice",)))

@@ -79,8 +79,9 @@ class Others:
         if self.wire is not None:
             gone = self._buried(known)
             self.wire.ask(message)
-            found = {each.owner for each in known if each.owner != self.process.owner} - gone
-            return (set(), bool(found)) if message["do"] == "cancel" else (found, False)
+            found = {each.owner for each in known if each.owner != self.process.owner}
+            # A cancel was announced with its record: one that is gone by now may have died of it, having answered.
+            return (set(), bool(found)) if message["do"] == "cancel" else (found - gone, False)
         for each in known:
             if each.owner == self.process.owner:
                 continue
@@ -93,6 +94,12 @@ class Others:
             else:
                 taken.add(each.owner)
         return taken, others
+
+    def address_of(self, asker: Process) -> Optional[str]:
+        """Where a process whose token is on record can be told something. Uses the ledger."""
+        if self.wire is not None:
+            return self.wire.address_of(asker.owner)
+        return next((each.address for each in self.ledger.processes() if each.owner == asker.owner), None)
 
     def answer(self, address: Optional[str], message: Message, then: Callable[[], None] = lambda: None) -> None:
         """Answer a question, if its asker still listens, and do `then` as soon as that is out. Blocks only

@@ -68,6 +68,10 @@ class Wire:
         for each in (self._waking, self._waker):
             each.setblocking(False)
 
+    def address_of(self, owner: str) -> str:
+        """Where another process listens."""
+        return channel_of(owner)
+
     # Speaking. May block on the database.
 
     def send(self, address: str, message: dict[str, Any], then: Callable[[], None] = lambda: None) -> Sent:

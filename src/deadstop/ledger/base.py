@@ -193,6 +193,13 @@ class Ledger(ABC):
         """
 
     @abstractmethod
+    def retract(self, run: str, epoch: int, request_id: str) -> bool:
+        """A cancel that waits for a run to be opened waits no longer: its record goes.
+
+        False, and nothing changes, if a run has taken it up. One that others have joined since stays.
+        """
+
+    @abstractmethod
     def open_intents(self, *, since: float = 0.0, limit: int = 1000) -> list[IntentRecord]:
         """Those that need work, oldest first: without an outcome, or unconfirmed and not refined yet. No tombstones.
 

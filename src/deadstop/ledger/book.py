@@ -181,6 +181,10 @@ class Book(Ledger):
         values = {"run": rows.name(run), "epoch": epoch, "owner": rows.clean(by), "now": float(now)}
         return self.engine.write(lambda tx: tx.do("give_up", **values)) > 0
 
+    def retract(self, run: str, epoch: int, request_id: str) -> bool:
+        name, request = rows.name(run), rows.clean(request_id)
+        return self.engine.write(lambda tx: rules.retract(tx, name, epoch, request))
+
     def open_intents(self, *, since: float = 0.0, limit: int = 1000) -> list[IntentRecord]:
         return self._intents("open_intents", since=float(since), limit=limit)
 

@@ -141,6 +141,17 @@ def join(tx: Transaction, where: dict[str, Any], values: dict[str, Any], park: O
     return Recorded(sure(intent(tx, where["run"], where["epoch"])), first=False)
 
 
+def retract(tx: Transaction, run: str, epoch: int, request_id: str) -> bool:
+    """Take a cancel out of a tombstone, and the tombstone with the only one. False if it is none any more."""
+    tx.lock(run)
+    row = tx.one("run_by_epoch", run=run, epoch=epoch)
+    if row is not None and row["opened_at"] is not None:
+        return False
+    for query in ("retract_tombstone", "retract_cancel"):
+        tx.do(query, run=run, epoch=epoch, request_id=request_id)
+    return True
+
+
 def admit(
     tx: Transaction,
     at: dict[str, Any],

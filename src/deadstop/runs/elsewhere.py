@@ -80,6 +80,7 @@ class Elsewhere:
         self._left = False  # nobody waits any more
         self._closing = threading.Lock()
         self._closed = False
+        self._retracting = False
 
     def begin(self) -> None:
         """Put it on record and signal. Never blocks."""
@@ -315,14 +316,29 @@ class Elsewhere:
             return
         if self._others and time.monotonic() < self._began + self._member.across:
             return
-        self.done.set()
+        if self._park or self._record is None:
+            self.done.set()
+        elif not self._retracting:
+            self._retracting = True
+            self._member.write(self._retract, lambda gone, error: self.done.set() if gone or error else None)
+
+    def _retract(self) -> bool:
+        """It only asked whether somebody holds the run: the next one of that name is not meant.
+
+        Whether it is gone. If not, a run has been opened meanwhile and has taken it up: that one's end is the answer.
+        """
+        record = self._record
+        return record is None or self._member.ledger.retract(
+            record.intent.run, record.epoch, str(record.intent.request_id)
+        )
 
     # The answer
 
     @property
     def nobody(self) -> bool:
         """Whether the cancel goes to this process: nobody else holds the run, or can be asked, and it ended here."""
-        if self._park or self._held or self._receipt is not None:
+        taken_up = self._record is not None and self._record.parked_until is None
+        if self._park or self._held or taken_up or self._receipt is not None:
             return False
         ended_here = self._intent.run in self._keeper.registry._ended
         if not ended_here and BUS in self._asking - self._answered:

@@ -111,17 +111,21 @@ class Hearing(ABC):
         if not self.may(run, wanted):
             self.member.answer(message.get("reply"), {"do": "refused", "id": message.get("id")})
             return True
-        kept, until = run.kept, math.inf if left is None else time.monotonic() + float(left)
+        until = math.inf if left is None else time.monotonic() + float(left)
+        self._do(run, run.kept, wanted, until, message.get("reply"), asked)
+        return True
+
+    def _do(self, run: BaseRun, kept: Kept, wanted: Intent, until: float, reply: Optional[str], asked: str) -> None:
+        """Strike, and tell who has asked: that it is under way, and what came of it."""
 
         def strike() -> None:
-            kept.replies.append((str(message.get("reply")), asked))
-            self._take_up((name, asked), run)
+            kept.replies.append((str(reply), asked))
+            self._take_up((wanted.run, asked), run)
             self.strike(run, wanted, until)
             self.member.write(lambda: self._reply(kept))  # should it be settled already
 
         # The answer first: what is struck may end the whole process at once.
-        self.member.answer(message.get("reply"), {"do": "have", "id": message.get("id")}, strike)
-        return True
+        self.member.answer(reply, {"do": "have", "id": asked}, strike)
 
     def _take_up(self, asked: tuple[str, str], run: BaseRun) -> None:
         self._taken_up[asked] = run
@@ -184,7 +188,11 @@ class Hearing(ABC):
         for each in parked:
             run = self.held(each.run)
             if run is not None and not run.cancelled and self.may(run, each.intent):
-                self.strike(run, each.intent)
+                reply, asked = self.member.address_of(each.by), each.intent.request_id
+                if run.kept is None or asked is None or reply is None:
+                    self.strike(run, each.intent)
+                else:
+                    self._do(run, run.kept, each.intent, math.inf, reply, asked)
         for each in wanted:
             run = self.meant(each.run, each.epoch)
             if run is not None and not run.cancelled and each.outcome is not Outcome.UNCONFIRMED:

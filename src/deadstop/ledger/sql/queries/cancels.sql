@@ -48,6 +48,17 @@ UPDATE deadstop_intents SET left_at = :now
 WHERE run = :run AND epoch = :epoch AND left_at IS NULL AND (outcome IS NULL OR outcome = 'unconfirmed')
     AND EXISTS (SELECT 1 FROM deadstop_runs AS r WHERE r.run = :run AND r.epoch = :epoch AND r.owner = :owner);
 
+-- name: retract_tombstone
+DELETE FROM deadstop_runs WHERE run = :run AND epoch = :epoch AND opened_at IS NULL AND closed_at IS NULL
+    AND :request_id = (SELECT max(c.request_id) FROM deadstop_cancels AS c WHERE c.run = :run AND c.epoch = :epoch)
+    AND (SELECT count(*) FROM deadstop_cancels AS c WHERE c.run = :run AND c.epoch = :epoch) = 1;
+
+-- name: retract_cancel
+-- The last one, so that their numbers go on as they were. The first is the intent's own.
+DELETE FROM deadstop_cancels WHERE run = :run AND epoch = :epoch AND request_id = :request_id AND number > 0
+    AND number = (SELECT max(number) FROM deadstop_cancels AS c WHERE c.run = :run AND c.epoch = :epoch)
+    AND EXISTS (SELECT 1 FROM deadstop_runs AS r WHERE r.run = :run AND r.epoch = :epoch AND r.opened_at IS NULL);
+
 -- name: insert_cancel
 INSERT INTO deadstop_cancels (
     run, request_id, epoch, number, cause, reason, actor, owner, host, pid, level, deadline, at)
