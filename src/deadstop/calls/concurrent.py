@@ -33,12 +33,13 @@ class interruptible:
     A native cancellation passes through untouched. By hand, not with `contextmanager`: every call passes here.
     """
 
-    __slots__ = ("_call", "_loop", "_outer", "_scope")
+    __slots__ = ("_call", "_loop", "_outer", "_scope", "_task")
 
     def __init__(self, call: Call) -> None:
         self._call = call
         self._loop = call.loop = call.loop or Loop.current()
         self._scope = self._loop.scope()
+        self._task = self._loop.task()
         self._outer: Optional[Callable[[Optional[Loop]], None]] = None
 
     def __enter__(self) -> None:
@@ -55,7 +56,9 @@ class interruptible:
             self._call.interrupted = Interrupted.TASK
         if here is not None and here.is_same(self._loop):
             # At once: by way of the loop's queue the task would come free one turn later.
-            if active_call() is self._call:  # the call's own task, or one of its hooks: anyio is to see which
+            if here.task() is self._task or active_call() is self._call:
+                # From within: anyio is to see which task that is. To cancel the one that runs, as if from outside,
+                # leaves it with a cancellation when it has left the scope (up to Python 3.12).
                 self._scope.cancel()
             else:
                 here.apart(self._scope.cancel)

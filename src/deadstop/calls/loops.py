@@ -71,20 +71,25 @@ class Loop:
             return False
         return True
 
+    def task(self) -> Optional[asyncio.Task[Any]]:
+        """The current task of the loop, for its own thread to ask; None where there are none of asyncio's."""
+        return asyncio.current_task(self._key) if isinstance(self._key, asyncio.AbstractEventLoop) else None
+
     def apart(self, function: Callable[[], Any]) -> None:
         """Run `function` now as if the loop did, in its own thread, and not the task that is the current one.
 
         anyio (4.12) writes down which task cancels, and to print a task takes longer than all the rest.
         """
-        task = asyncio.current_task(self._key) if isinstance(self._key, asyncio.AbstractEventLoop) else None
+        task = self.task()
         if task is None:
             function()
             return
-        asyncio.tasks._leave_task(self._key, task)
         try:
+            asyncio.tasks._leave_task(self._key, task)
             function()
         finally:
-            asyncio.tasks._enter_task(self._key, task)
+            if self.task() is None:  # a signal handler may have raised before the task was left, or just after
+                asyncio.tasks._enter_task(self._key, task)
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Start `work` as a task of its own on the loop. False if the loop is gone."""
