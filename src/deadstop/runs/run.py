@@ -207,9 +207,13 @@ class BaseRun:
         before it does. It does not even build the intent: it gives what makes it.
         """
         cancelling = self._close_fence(intent, asked)
-        cancelling.interrupt(here)
-        if self._callbacks or self.children:
-            self._call_back_all()
+        try:
+            cancelling.interrupt(here)
+            if self._callbacks or self.children:
+                self._call_back_all()
+        except BaseException:  # a callback, or a signal handler, means to leave: there is no result to follow
+            cancelling.follow(asked and asked.policy)
+            raise
         return cancelling
 
     def _close_fence(self, intent: Asked, asked: Any) -> Cancelling:
