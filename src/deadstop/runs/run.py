@@ -192,11 +192,11 @@ class BaseRun:
         is atomic, and unlike a lock it can't be held by the thread that a signal handler runs on top of.
         """
         cancelling = self._close_fence(intent, None)
-        cancelling.interrupt()
         try:
+            cancelling.interrupt()
             if self._callbacks or self.children:
                 self._call_back_all()
-        finally:  # also if a callback means to leave
+        finally:  # also if a callback, or a signal handler, means to leave
             cancelling.follow()
         return cancelling
 
