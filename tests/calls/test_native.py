@@ -19,6 +19,7 @@ from worlds import CHAT
 
 import deadstop
 from deadstop import RunCancelledError
+from deadstop.calls.loops import Loop
 from deadstop.testing import FakeOpenAI, faults
 
 
@@ -113,6 +114,41 @@ def test_both_cancels_at_once(server: FakeOpenAI) -> None:
                 await task
             await seen(server, gone)
             assert client._client._transport._pool._requests == []
+        await client.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="before, Python does not count a task's cancellations")
+@pytest.mark.parametrize("turns", [0, 1])
+def test_a_native_cancellation_right_after_ours_is_not_taken_for_ours(
+    server: FakeOpenAI, monkeypatch: Any, turns: int
+) -> None:
+    """The task ends as cancelled, also where anyio (before 4.16) takes both of them for its own."""
+
+    async def main() -> None:
+        class Scope(type(anyio.CancelScope())):  # type: ignore[misc]
+            def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+                ended = super().__exit__(kind, error, trace)
+                return ended or (self.cancel_called and isinstance(error, asyncio.CancelledError))
+
+        monkeypatch.setattr(Loop, "scope", lambda _, shield=False: Scope(shield=shield))
+        client = deadstop.AsyncOpenAI(api_key="k", base_url=server.base_url)
+
+        async def program() -> None:
+            async with client.runs.open("r"):
+                await client.chat.completions.create(**CHAT)
+
+        task = asyncio.create_task(program())
+        await seen(server, generating)
+        client.runs.get("r").cancel_soon()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelling() == 1  # type: ignore[attr-defined]
+        await seen(server, gone)
         await client.close()
 
     asyncio.run(main())

@@ -18,7 +18,7 @@ import anyio
 
 from deadstop.calls import multiplexed
 from deadstop.calls.call import Call, Interruption, active_call
-from deadstop.calls.loops import Loop
+from deadstop.calls.loops import Loop, asked_of, miscounted
 from deadstop.calls.network_concurrent import Backend
 from deadstop.calls.pool import CALL, pools_of, recast, reclaim, renew, retire, transports_of
 from deadstop.calls.streamed import exchange_concurrent
@@ -33,13 +33,14 @@ class interruptible:
     A native cancellation passes through untouched. By hand, not with `contextmanager`: every call passes here.
     """
 
-    __slots__ = ("_call", "_loop", "_outer", "_scope", "_task")
+    __slots__ = ("_asked", "_call", "_loop", "_outer", "_scope", "_task")
 
     def __init__(self, call: Call) -> None:
         self._call = call
         self._loop = call.loop = call.loop or Loop.current()
         self._scope = self._loop.scope()
         self._task = self._loop.task()
+        self._asked = asked_of(self._task)
         self._outer: Optional[Callable[[Optional[Loop]], None]] = None
 
     def __enter__(self) -> None:
@@ -73,6 +74,8 @@ class interruptible:
             return False
         if error is None:
             self._scope.__exit__(None, None, None)
+        elif asked_of(self._task) > self._asked and not miscounted():
+            return False  # a native cancellation, too: anyio before 4.16 takes the two of them for its own
         if self._scope.cancel_called:
             raise Interruption(self._call)
         return error is not None
