@@ -9,14 +9,17 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import openai
 import pytest
 from worlds import CHAT
 
 import deadstop
 from deadstop import RunCancelledError
+from deadstop.calls.loops import Loop
 from deadstop.testing import FakeOpenAI, faults
 
 
@@ -111,6 +114,88 @@ def test_both_cancels_at_once(server: FakeOpenAI) -> None:
                 await task
             await seen(server, gone)
             assert client._client._transport._pool._requests == []
+        await client.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="before, Python does not count a task's cancellations")
+@pytest.mark.parametrize("turns", [0, 1])
+def test_a_native_cancellation_right_after_ours_is_not_taken_for_ours(
+    server: FakeOpenAI, monkeypatch: Any, turns: int
+) -> None:
+    """The task ends as cancelled, also where anyio (before 4.16) takes both of them for its own."""
+
+    async def main() -> None:
+        class Scope(type(anyio.CancelScope())):  # type: ignore[misc]
+            def __exit__(self, kind: Any, error: Any, trace: Any) -> bool:
+                ended = super().__exit__(kind, error, trace)
+                return ended or (self.cancel_called and isinstance(error, asyncio.CancelledError))
+
+        monkeypatch.setattr(Loop, "scope", lambda _, shield=False: Scope(shield=shield))
+        client = deadstop.AsyncOpenAI(api_key="k", base_url=server.base_url)
+
+        async def program() -> None:
+            async with client.runs.open("r"):
+                await client.chat.completions.create(**CHAT)
+
+        task = asyncio.create_task(program())
+        await seen(server, generating)
+        client.runs.get("r").cancel_soon()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        assert task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelling() == 1  # type: ignore[attr-defined]
+        await seen(server, gone)
+        await client.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("closing", ["fails", "is cancelled"])
+def test_a_cancel_after_the_answer_whose_closing_goes_wrong(server: FakeOpenAI, closing: str) -> None:
+    """The call is over all the same, and its caller gets the error of the cancel, or its own cancellation."""
+    answered: Any = None
+    cancelled: Any = None
+
+    class Client(openai.AsyncOpenAI):
+        async def request(self, *args: Any, **kwargs: Any) -> Any:
+            stream: Any = await super().request(*args, **kwargs)
+            stream.close = self.close_badly
+            with anyio.CancelScope(shield=True):
+                answered.set()
+                await cancelled.wait()
+            return stream
+
+        async def close_badly(self) -> None:
+            if closing == "is cancelled":
+                task: Any = asyncio.current_task()
+                task.cancel()
+                await asyncio.sleep(0)
+            raise OSError("it can't be closed")
+
+    async def main() -> None:
+        nonlocal answered, cancelled
+        answered, cancelled = asyncio.Event(), asyncio.Event()
+        client = Client(api_key="k", base_url=server.base_url)
+        runs: Any = deadstop.attach(client)
+
+        async def program() -> None:
+            async with runs.open("r"):
+                await client.chat.completions.create(**CHAT, stream=True)
+
+        task = asyncio.create_task(program())
+        await answered.wait()
+        canceller = asyncio.create_task(runs.cancel("r", timeout=5))
+        await asyncio.sleep(0)
+        cancelled.set()
+        with pytest.raises(RunCancelledError if closing == "fails" else asyncio.CancelledError):
+            await task
+        assert (await canceller).outcome == "cancelled"
+        assert runs.list() == []
+        await seen(server, gone)
         await client.close()
 
     asyncio.run(main())
@@ -219,6 +304,22 @@ def test_a_signal_that_another_thread_gets_ends_the_wait_before_a_retry(server: 
         kicker.join(10)
         signal.signal(signal.SIGUSR1, before)
     assert time.monotonic() - began < 10.0
+    client.close()
+
+
+def test_a_clock_that_stands_still_does_not_lengthen_the_wait_before_a_retry(
+    server: FakeOpenAI, monkeypatch: Any
+) -> None:
+    """As in people's tests: `freezegun` stops `time.monotonic`, and waits go on."""
+    client = deadstop.OpenAI(api_key="k", base_url=server.base_url)
+    server.rate = 1000
+    server.add(faults.Overloaded(status=429, retry_after="1"), times=1)
+    monkeypatch.setattr("deadstop.calls.call.time", SimpleNamespace(monotonic=lambda: 1.0))
+    given: list[Any] = []
+    worker = threading.Thread(target=lambda: given.append(client.chat.completions.create(**CHAT)), daemon=True)
+    worker.start()
+    worker.join(10)
+    assert given
     client.close()
 
 

@@ -275,3 +275,32 @@ def test_reset_replaces_the_pool_while_healthy_calls_finish(world: Any, client: 
     assert healthy.result() >= 20
     until(lambda: not old._connections, "the end of the old pool")
     assert not client._client.is_closed
+
+
+def test_a_callback_that_means_to_leave_does_not_end_the_cancel(world: Any, client: Any, server: FakeOpenAI) -> None:
+    """What it raises is no mere failure and comes out of `cancel()`; the receipt comes all the same."""
+
+    def leave(_: Any) -> None:
+        raise SystemExit(3)
+
+    async def cancel_in_task(run: Any) -> Any:
+        try:
+            return await run.cancel()
+        except SystemExit as error:  # not out of the loop
+            return error
+
+    def cancel(run: Any) -> Any:
+        try:
+            return run.cancel()
+        except SystemExit as error:
+            return error
+
+    pending = world.start(world.create, client, "r")
+    generating(server)
+    run = client.runs.get("r")
+    run.on_cancel(leave)
+    assert isinstance(world.run(cancel_in_task if world.is_async else cancel, run), SystemExit)
+    assert isinstance(pending.failure(), RunCancelledError)
+    receipt = world.run(client.runs.wait, run, 5)
+    assert receipt is not None
+    assert receipt.outcome == "cancelled"

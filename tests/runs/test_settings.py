@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -102,3 +103,17 @@ def test_a_file_may_name_a_kind_that_is_registered_later(monkeypatch: Any, tmp_p
     (tmp_path / "deadstop.json").write_text('{"kinds": {"response": {"timeout": 5}}}')
     client.runs.open()
     client.close()
+
+
+def test_an_environment_that_is_put_in_place_of_the_other_counts(
+    world: Any, server: FakeOpenAI, monkeypatch: Any
+) -> None:
+    """As tests do with `os.environ`: its settings are read, also when the one of before had none."""
+    client = world.client(server.base_url)
+    client.runs.open("x")
+    monkeypatch.setattr(os, "environ", {**os.environ, "DEADSTOP_TIMEOUT": "soon"})
+    with pytest.raises(UsageError, match="DEADSTOP_TIMEOUT"):
+        client.runs.open("y")
+    monkeypatch.undo()
+    client.runs.open("y")
+    world.close(client)

@@ -274,7 +274,7 @@ class _Body:
         try:
             # Taking a call off a shared connection takes locks of that, and writes.
             if not call.multiplexed and all(lock_is_free(pool) for pool in self._pools):
-                self._close()
+                self._close_quietly()
                 return True
         finally:
             call.gate.release()
@@ -286,4 +286,11 @@ class _Body:
 
     def _close_later(self) -> None:
         with self._call.gate:
+            self._close_quietly()
+
+    def _close_quietly(self) -> None:
+        """Close for somebody who has not asked for that: who cancels, leaves a scope, or drops the stream."""
+        try:
             self._close()
+        except Exception as error:
+            self._call.failed(error)

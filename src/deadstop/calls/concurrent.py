@@ -18,7 +18,7 @@ import anyio
 
 from deadstop.calls import multiplexed
 from deadstop.calls.call import Call, Interruption, active_call
-from deadstop.calls.loops import Loop
+from deadstop.calls.loops import Loop, asked_of, miscounted
 from deadstop.calls.network_concurrent import Backend
 from deadstop.calls.pool import CALL, pools_of, recast, reclaim, renew, retire, transports_of
 from deadstop.calls.streamed import exchange_concurrent
@@ -33,12 +33,14 @@ class interruptible:
     A native cancellation passes through untouched. By hand, not with `contextmanager`: every call passes here.
     """
 
-    __slots__ = ("_call", "_loop", "_outer", "_scope")
+    __slots__ = ("_asked", "_call", "_loop", "_outer", "_scope", "_task")
 
     def __init__(self, call: Call) -> None:
         self._call = call
         self._loop = call.loop = call.loop or Loop.current()
         self._scope = self._loop.scope()
+        self._task = self._loop.task()
+        self._asked = asked_of(self._task)
         self._outer: Optional[Callable[[Optional[Loop]], None]] = None
 
     def __enter__(self) -> None:
@@ -55,7 +57,9 @@ class interruptible:
             self._call.interrupted = Interrupted.TASK
         if here is not None and here.is_same(self._loop):
             # At once: by way of the loop's queue the task would come free one turn later.
-            if active_call() is self._call:  # the call's own task, or one of its hooks: anyio is to see which
+            if here.task() is self._task or active_call() is self._call:
+                # From within: anyio is to see which task that is. To cancel the one that runs, as if from outside,
+                # leaves it with a cancellation when it has left the scope (up to Python 3.12).
                 self._scope.cancel()
             else:
                 here.apart(self._scope.cancel)
@@ -70,6 +74,8 @@ class interruptible:
             return False
         if error is None:
             self._scope.__exit__(None, None, None)
+        elif asked_of(self._task) > self._asked and not miscounted():
+            return False  # a native cancellation, too: anyio before 4.16 takes the two of them for its own
         if self._scope.cancel_called:
             raise Interruption(self._call)
         return error is not None

@@ -6,6 +6,7 @@ The SDK's backoff is here too. Its sleep can't be interrupted from outside, but 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Awaitable
 from types import BuiltinFunctionType
@@ -53,10 +54,12 @@ async def run_concurrent(call: Call, send: Callable[..., Awaitable[Any]], args: 
         with concurrent.interruptible(call):
             result = await send(*args, **kwargs)
     except BaseException as error:
-        if result is not None:  # the cancel came between the answer and its delivery
-            await _close(result)
-        call.close_idle()  # a response that nobody will ever get
-        call.leave()
+        try:
+            if result is not None:  # the cancel came between the answer and its delivery
+                await _close(result)
+        finally:
+            call.close_idle()  # a response that nobody will ever get
+            call.leave()
         if call.cancelled and isinstance(error, (Interruption, Exception)):
             raise call.stopped() from _reason(error)
         raise
@@ -86,7 +89,8 @@ def _reason(error: BaseException) -> Optional[Exception]:
 async def _close(result: Any) -> None:
     close = getattr(result, "close", None) or getattr(result, "aclose", None)
     if close is not None:
-        with anyio.move_on_after(1, shield=True):
+        # That it can't be closed so is not what the caller is to hear: it is closed by its call, too.
+        with contextlib.suppress(Exception), anyio.move_on_after(1, shield=True):
             closing = close()
             if hasattr(closing, "__await__"):
                 await closing

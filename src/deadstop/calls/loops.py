@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import sys
 import types
 from collections.abc import Coroutine, Generator
@@ -10,7 +11,7 @@ from typing import Any, Callable, Optional, cast
 
 import anyio
 
-__all__ = ["Loop"]
+__all__ = ["Loop", "asked_of", "miscounted"]
 
 
 class Loop:
@@ -73,20 +74,25 @@ class Loop:
             return False
         return True
 
+    def task(self) -> Optional[asyncio.Task[Any]]:
+        """The current task of the loop, for its own thread to ask; None where there are none of asyncio's."""
+        return asyncio.current_task(self._key) if isinstance(self._key, asyncio.AbstractEventLoop) else None
+
     def apart(self, function: Callable[[], Any]) -> None:
         """Run `function` now as if the loop did, in its own thread, and not the task that is the current one.
 
         anyio (4.12) writes down which task cancels, and to print a task takes longer than all the rest.
         """
-        task = asyncio.current_task(self._key) if isinstance(self._key, asyncio.AbstractEventLoop) else None
+        task = self.task()
         if task is None:
             function()
             return
-        asyncio.tasks._leave_task(self._key, task)
         try:
+            asyncio.tasks._leave_task(self._key, task)
             function()
         finally:
-            asyncio.tasks._enter_task(self._key, task)
+            if self.task() is None:  # a signal handler may have raised before the task was left, or just after
+                asyncio.tasks._enter_task(self._key, task)
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Start `work` as a task of its own on the loop. False if the loop is gone."""
@@ -125,6 +131,25 @@ class Loop:
 def _turn() -> Generator[None, None, None]:
     """As `asyncio.sleep(0)`."""
     yield
+
+
+def asked_of(task: Any) -> int:
+    """How many cancellations that stand a task of asyncio's was asked for. 0 where Python counts none (3.10)."""
+    return task.cancelling() if _COUNTED and task is not None else 0
+
+
+_COUNTED = hasattr(asyncio.Task, "cancelling")
+
+
+@functools.cache
+def miscounted() -> bool:
+    """Whether anyio leaves some of its own among them (4.2 and 4.3 do)."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("anyio").startswith(("4.2.", "4.3."))
+    except metadata.PackageNotFoundError:
+        return True
 
 
 _kept: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references to tasks

@@ -83,10 +83,13 @@ class Run(BaseRun):
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        for call in self.leave():
-            if call.handed_over:  # a stream that was left open; what is still under way in another thread goes on
-                call.close_idle()
-        self.end()
+        left = self.leave()
+        try:
+            for call in left:
+                if call.handed_over:  # a stream that was left open; what is still under way in another thread goes on
+                    call.close_idle()
+        finally:
+            self.end()
 
 
 class Runs:

@@ -192,11 +192,11 @@ class BaseRun:
         is atomic, and unlike a lock it can't be held by the thread that a signal handler runs on top of.
         """
         cancelling = self._close_fence(intent, None)
-        cancelling.interrupt()
         try:
+            cancelling.interrupt()
             if self._callbacks or self.children:
                 self._call_back_all()
-        finally:  # also if a callback means to leave
+        finally:  # also if a callback, or a signal handler, means to leave
             cancelling.follow()
         return cancelling
 
@@ -207,9 +207,13 @@ class BaseRun:
         before it does. It does not even build the intent: it gives what makes it.
         """
         cancelling = self._close_fence(intent, asked)
-        cancelling.interrupt(here)
-        if self._callbacks or self.children:
-            self._call_back_all()
+        try:
+            cancelling.interrupt(here)
+            if self._callbacks or self.children:
+                self._call_back_all()
+        except BaseException:  # a callback, or a signal handler, means to leave: there is no result to follow
+            cancelling.follow(asked and asked.policy)
+            raise
         return cancelling
 
     def _close_fence(self, intent: Asked, asked: Any) -> Cancelling:

@@ -89,13 +89,14 @@ def check_settings(*, opening: bool = False) -> None:
 
 _complained: set[str] = set()
 _others: frozenset[Any] = frozenset()  # names that are no settings of ours
+_environ = os.environ  # whose they are: tests put another one in its place
 _checked: dict[str, tuple[Any, Any, Any]] = {}  # what was found right
 
 
 def _raw() -> tuple[Any, ...]:
     """Our variables as the system keeps them: each cancel asks, and decoding all of them takes longer than the rest."""
     global _others
-    if _others >= SETTINGS:  # as with each scope that is opened
+    if _others >= SETTINGS and os.environ is _environ:  # as with each scope that is opened
         return ()
     raw = getattr(os.environ, "_data", None) or dict(os.environ)
     names = list(raw)

@@ -1,0 +1,85 @@
+"""HTTP transports of the user's own, whose answers break when they are closed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+from remote_runs import http_package
+from worlds import CHAT
+
+CHUNK = (
+    b'data: {"id":"a","object":"chat.completion.chunk","created":1,"model":"m",'
+    b'"choices":[{"index":0,"delta":{"content":"x"}}]}\n\n'
+)
+
+
+@pytest.fixture
+def client(world: Any) -> Iterator[Any]:
+    http = http_package(world)
+
+    class Body(http.SyncByteStream, http.AsyncByteStream):  # type: ignore[misc, name-defined]
+        def __iter__(self) -> Iterator[bytes]:
+            yield from [CHUNK] * 5
+
+        def __aiter__(self) -> AsyncIterator[bytes]:
+            return self  # no generator: trio grumbles about one that is left half-way
+
+        async def __anext__(self) -> bytes:
+            return CHUNK
+
+        def close(self) -> None:
+            raise RuntimeError("it can't be closed")
+
+        async def aclose(self) -> None:
+            raise RuntimeError("it can't be closed")
+
+    def answer(request: Any) -> Any:
+        return http.Response(200, headers={"content-type": "text/event-stream"}, stream=Body())
+
+    own = (http.AsyncClient if world.is_async else http.Client)(transport=http.MockTransport(answer))
+    one = world.client("http://127.0.0.1:1/v1", max_retries=0, http_client=own)
+    yield one
+    world.close(one)
+
+
+def leave_early(world: Any, client: Any, name: str, then: Any) -> Any:
+    """Take one event of a stream in a scope, and do `then(run)` in it."""
+
+    async def in_task() -> Any:
+        async with client.runs.open(name) as run:
+            stream = await client.chat.completions.create(**CHAT, stream=True)
+            await stream.__anext__()
+            given = then(run)
+            return (await given if hasattr(given, "__await__") else given), stream
+
+    def in_thread() -> Any:
+        with client.runs.open(name) as run:
+            stream = client.chat.completions.create(**CHAT, stream=True)
+            next(stream)
+            return then(run), stream
+
+    return world.run(in_task if world.is_async else in_thread)[0]
+
+
+@pytest.mark.parametrize("how", ["cancel", "cancel_soon"])
+def test_a_cancel_does_not_fail_with_what_the_closing_fails_with(world: Any, client: Any, how: str) -> None:
+    """The canceller gets its receipt, and the run comes to its end."""
+    leave_early(world, client, "r", lambda run: getattr(run, how)())
+    receipt = world.run(client.runs.wait, "r", 5)
+    assert receipt is not None
+    assert receipt.outcome == "cancelled"
+    assert client.runs.list() == []
+
+
+def test_a_scope_that_is_left_does_not_fail_with_it(world: Any, client: Any) -> None:
+    """The user's own exception comes out of the `with` block, and the name is free again."""
+
+    def fail(_: Any) -> None:
+        raise KeyError("mine")
+
+    leave_early(world, client, "r", lambda _: None)
+    with pytest.raises(KeyError, match="mine"):
+        leave_early(world, client, "r", fail)
+    assert client.runs.list() == []
