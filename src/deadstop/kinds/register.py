@@ -140,9 +140,14 @@ def passing(method: str, url: str, body: Callable[[], Any]) -> Optional[Passing]
 
     ``body()`` is asked only where it matters: getting at it takes as long as all the rest of this.
     """
+    heads, others = _heads()
+    if url in others:
+        return None
     head = url.split("/", 2)[1].partition("?")[0] if url.startswith("/") else url.split("/", 1)[0].partition("?")[0]
-    paths = _heads().get(head)
+    paths = heads.get(head)
     if paths is None:
+        if len(others) < 100:  # nearly every call is to one of a few, and each passes here
+            others.add(url)
         return None
     parts = urlsplit(url)
     query, path = dict(parse_qsl(parts.query)), "/" + parts.path.strip("/")
@@ -162,13 +167,14 @@ def passing(method: str, url: str, body: Callable[[], Any]) -> Optional[Passing]
 
 
 @lru_cache(maxsize=1)
-def _heads() -> dict[str, list[_Path]]:
-    """The paths of every kind by their first segment; those that ask for more (a query) first."""
+def _heads() -> tuple[dict[str, list[_Path]], set[str]]:
+    """The paths of every kind by their first segment; those that ask for more (a query) first. And for URLs that were
+    found to be none of them."""
     heads: dict[str, list[_Path]] = {}
     for each in sorted(_kinds.values(), key=lambda kind: -len(kind.query)):
         for path in _paths(each):
             heads.setdefault(path.kind.path.split("/")[1], []).append(path)
-    return heads
+    return heads, set()
 
 
 _MORE = ("/submit_tool_outputs", "/complete", "/pause", "/resume")
