@@ -1,13 +1,18 @@
-"""HTTP transports of the user's own, whose answers break when they are closed."""
+"""HTTP transports of the user's own, whose answers break when they are closed, and what only passes for a socket."""
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import AsyncIterator, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from remote_runs import http_package
 from worlds import CHAT
+
+from deadstop.calls.sockets import Owned
 
 CHUNK = (
     b'data: {"id":"a","object":"chat.completion.chunk","created":1,"model":"m",'
@@ -83,3 +88,29 @@ def test_a_scope_that_is_left_does_not_fail_with_it(world: Any, client: Any) -> 
     with pytest.raises(KeyError, match="mine"):
         leave_early(world, client, "r", fail)
     assert client.runs.list() == []
+
+
+def test_a_descriptor_that_is_somebody_elses_by_now_is_left_alone() -> None:
+    """uvloop's stand-in for a socket keeps its number when the peer has reset it, and a new connection may get that."""
+    mine, peer = socket.socketpair()
+    number = mine.fileno()
+    stand_in, call = SimpleNamespace(fileno=lambda: number), SimpleNamespace(socket=None)
+    stream = Owned(SimpleNamespace(get_extra_info=lambda name: stand_in))
+    stream.take(call)  # type: ignore[arg-type]
+    mine.close()
+    theirs, far = socket.socketpair()
+    with peer, far, socket.socket(fileno=os.dup2(theirs.detach(), number)) as other:
+        assert not stream.interrupt(call)  # type: ignore[arg-type]
+        far.sendall(b"x")
+        assert other.recv(1) == b"x"
+
+
+def test_the_descriptor_of_a_stand_in_is_shut_down() -> None:
+    """As long as it is the same connection's."""
+    mine, peer = socket.socketpair()
+    stand_in, call = SimpleNamespace(fileno=mine.fileno), SimpleNamespace(socket=None)
+    stream = Owned(SimpleNamespace(get_extra_info=lambda name: stand_in))
+    stream.take(call)  # type: ignore[arg-type]
+    with mine, peer:
+        assert stream.interrupt(call)  # type: ignore[arg-type]
+        assert peer.recv(1) == b""

@@ -43,6 +43,7 @@ class Owned:
         self._dead = False
         self._process = _process  # a forked child has the socket too, and must not shut it down
         self._sock: Any = None  # what `inner` reads from; looked up before it is needed
+        self._inode: Optional[int] = None  # of what only passes for a socket
         self._multiplexed: Optional[bool] = None  # HTTP/2; known from the first write on
 
     def take(self, call: Optional[Call]) -> None:
@@ -54,6 +55,7 @@ class Owned:
                 sock = self._inner.get_extra_info("socket")
                 # What asyncio puts around a socket takes as long as the shutdown.
                 self._sock = getattr(sock, "_sock", None) if type(sock) is trsock.TransportSocket else sock
+                self._inode = None if isinstance(self._sock, socket.socket) else _inode(self._sock)
             call.socket = self
 
     def is_shared(self, buffer: bytes) -> bool:
@@ -92,7 +94,7 @@ class Owned:
             self._dead = True
             sock = self._sock or self._inner.get_extra_info("socket")
             if type(sock) is not socket.socket:
-                return shut_down(sock)
+                return shut_down(sock, self._inode)
             sock.shutdown(socket.SHUT_RDWR)  # as `shut_down` would; a function more is microseconds, cold
             return True
         except OSError:  # not connected any more
@@ -110,7 +112,7 @@ class Owned:
         with self._lock:
             used = self._owner is not None or self._multiplexed
             if used and not self._closed and not self._dead and self._process is _process:
-                shut_down(self._sock or self._inner.get_extra_info("socket"))
+                shut_down(self._sock or self._inner.get_extra_info("socket"), self._inode)
             self._closed = True
 
     def closing(self) -> None:
@@ -130,10 +132,11 @@ class Owned:
         return self._dead or (self._inner.get_extra_info(info) and self._owner is None)
 
 
-def shut_down(sock: Any) -> bool:
+def shut_down(sock: Any, inode: Optional[int] = None) -> bool:
     """End every blocked read and write on `sock`, and tell the peer. Whether there was a connection to end.
 
-    The socket stays open: it is its owner who closes it, so its descriptor can't be reused under our hands.
+    The socket stays open: it is its owner who closes it, so its descriptor can't be reused under our hands. uvloop is
+    one that closes it when the peer resets, and its stand-in keeps the number: `inode` says what it was a number of.
     """
     if sock is None:
         return False
@@ -144,16 +147,25 @@ def shut_down(sock: Any) -> bool:
         else:
             sock.shutdown(socket.SHUT_RDWR)
     except (TypeError, AttributeError):  # uvloop's stand-in for a socket can't; its descriptor can
-        return _shut_down_descriptor(sock)
+        return _shut_down_descriptor(sock, inode)
     except OSError:  # not connected any more
         return False
     return True
 
 
-def _shut_down_descriptor(sock: Any) -> bool:
+def _shut_down_descriptor(sock: Any, inode: Optional[int]) -> bool:
     try:
         with socket.socket(fileno=os.dup(sock.fileno())) as twin:
+            if inode is not None and _inode(twin) != inode:
+                return False  # somebody else's by now
             twin.shutdown(socket.SHUT_RDWR)
     except (OSError, AttributeError):
         return False
     return True
+
+
+def _inode(sock: Any) -> Optional[int]:
+    try:
+        return os.fstat(sock.fileno()).st_ino
+    except (OSError, AttributeError, TypeError, ValueError):
+        return None

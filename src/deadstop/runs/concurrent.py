@@ -76,7 +76,7 @@ class AsyncRun(BaseRun):
     async def __aenter__(self) -> AsyncRun:
         self.enter()
         if self.registry.keeper is not None:
-            self.registry.loop = Loop.current(self.registry.loop)
+            self.registry.loop = Loop.current(self.registry.last)
             looked = self.registry.keeper.look(self)
             if looked is not None:
                 try:
@@ -199,7 +199,7 @@ class AsyncRuns:
         asked = ANY if wait is None and timeout is None and policy is None else wish(wait, timeout, policy)
         facts = {"reason": reason, "actor": actor, "request_id": request_id}
         if self._registry.keeper is not None:
-            self._registry.loop = Loop.current(self._registry.loop)
+            self._registry.loop = Loop.current(self._registry.last)
             bounds = terms(self._registry, None, asked, time.monotonic())
             away = self._registry.keeper.away(target, bounds, dict(facts))
             if isinstance(away, BaseRun):
@@ -264,7 +264,7 @@ async def cancel(run: BaseRun, asked: Wish, facts: dict[str, Any]) -> CancelRece
         run.refuse(facts["actor"], facts["reason"])
     if run.remote is not None or run.children:
         _bring_home(run)
-    at, here = time.monotonic(), Loop.current(run.registry.loop)
+    at, here = time.monotonic(), Loop.current(run.registry.last)
     struck = run.strike(partial(intent, run, asked, at, **facts), asked, here)
     try:
         first = first_wait(struck, asked)

@@ -62,7 +62,8 @@ class Registry:
         self.server: Optional[ServerProfile] = None  # where the user has said which it is
         self.streamed_inside = True
         self.in_task = in_task
-        self.loop: Optional[Loop] = None  # of the tasks that use it
+        self.loop: Optional[Loop] = None  # of the tasks that use it, where a ledger is used
+        self.last: Optional[Loop] = None  # of the task that called last
         self._live: dict[str, BaseRun] = {}
         self._ended: dict[str, BaseRun] = {}
         self._memory: dict[Any, Any] = {}
@@ -170,7 +171,7 @@ class Registry:
             tracker=tracker,
         )
         if self.in_task:
-            call.loop = self.loop = Loop.current(self.loop)
+            call.loop = self.last = Loop.current(self.last)
         if _stopping is not None:
             run.request_cancel(run.intent(**_stopping))
         run.add(call)
