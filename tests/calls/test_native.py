@@ -206,8 +206,10 @@ def test_wait_for_around_a_call(server: FakeOpenAI) -> None:
 
     async def main() -> None:
         client = deadstop.AsyncOpenAI(api_key="k", base_url=server.base_url)
+        waiting = asyncio.ensure_future(asyncio.wait_for(client.chat.completions.create(**CHAT), 2.0))
+        await seen(server, generating)
         with pytest.raises(asyncio.TimeoutError):
-            await asyncio.wait_for(client.chat.completions.create(**CHAT), 0.2)
+            await waiting
         await seen(server, gone)
         assert client._client._transport._pool._requests == []
         await client.close()
