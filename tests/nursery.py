@@ -45,8 +45,18 @@ def popen(arguments: list[str], **how: Any) -> subprocess.Popen[Any]:
     """Start ``python ARGUMENTS...``: a script, ``-m`` and a module, or ``-c`` and code, then what it is told."""
     env = how.get("env")
     if hasattr(os, "fork") and nursery().suits(os.environ if env is None else env):
+        _be_there()
         return Born(arguments, **how)
     return subprocess.Popen([sys.executable, *arguments], **how)
+
+
+def _be_there() -> None:
+    """What the start of an interpreter leaves time for: others know of this process, and it hears them."""
+    members = sys.modules.get("deadstop.fleet.members")
+    for member in list(members._members.values()) if members is not None else ():
+        member.writes.drain(1.0)  # where the ledger is down, not longer than that start takes
+        if member.wire is not None:
+            member.wire.listening.wait(1.0)
 
 
 class Nursery:
