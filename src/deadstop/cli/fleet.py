@@ -29,6 +29,9 @@ from deadstop.runs.pickup import PickUp
 
 __all__ = ["CONFIRMED", "FINISHED", "UNCONFIRMED", "USAGE", "cancel", "ps", "receipts", "reconcile", "url_of"]
 
+ANSWERS = 3.0
+"""How long (seconds) `cancel --all` waits for each process to say what it holds: a busy one is not passed over."""
+
 CONFIRMED, USAGE, UNCONFIRMED, FINISHED = 0, 2, 3, 4
 
 WATCHED = 1.0
@@ -140,7 +143,7 @@ def cancel(
 def _live_names(member: Member) -> list[str]:
     """Every run that other processes can name: those on record, and the named ones that are held."""
     found = [each.run for each in member.ledger.runs(limit=1000) if each.parked_until is None]
-    found += [each.run for each in roll_call(member) if each.named]
+    found += [each.run for each in roll_call(member, ANSWERS) if each.named]
     return list(dict.fromkeys(found))
 
 
