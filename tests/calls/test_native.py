@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import openai
 import pytest
-from worlds import CHAT
+from worlds import CHAT, until
 
 import deadstop
 from deadstop import RunCancelledError
@@ -291,8 +291,7 @@ def test_a_signal_that_another_thread_gets_ends_the_wait_before_a_retry(server: 
     def kick() -> None:
         server.wait_for(lambda requests: bool(requests) and requests[0].finished_at is not None)
         waiting = threading.main_thread().ident
-        while sys._current_frames()[waiting].f_code.co_name != "wait":  # type: ignore[index]
-            time.sleep(0.001)
+        until(lambda: sys._current_frames()[waiting].f_code.co_name == "wait", "the wait")  # type: ignore[index]
         signal.pthread_kill(threading.get_ident(), signal.SIGUSR1)
 
     before = signal.signal(signal.SIGUSR1, lambda *_: client.runs.get("r").cancel_soon(reason="SIGUSR1"))

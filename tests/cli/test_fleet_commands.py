@@ -19,6 +19,7 @@ from worlds import CHAT, until
 import deadstop
 from deadstop.fleet import members
 from deadstop.ledger import connect
+from deadstop.runs.hearing import Hearing
 from deadstop.testing import FakeOpenAI
 
 JSON = Dict[str, object]  # noqa: UP006
@@ -75,6 +76,17 @@ def held(state: dict[str, str], server: FakeOpenAI) -> Iterator[Any]:
     client.runs.cancel_all()
     thread.join(20.0)
     client.close()
+
+
+def test_a_process_that_is_slow_to_answer_is_not_left_out(
+    state: dict[str, str], held: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cancel --all` waits for those that have taken its question."""
+    answer, never = Hearing._list, threading.Event()
+    monkeypatch.setattr(Hearing, "_list", lambda *facts: never.wait(1.0) or answer(*facts))
+    with warm("cancel", "--all", **state) as child:
+        assert child.end() == 0, child.errors
+    until(lambda: held, "the end of the call")
 
 
 @pytest.fixture

@@ -94,9 +94,10 @@ def test_hints_of_anybody_cancel_nothing(world: Any, client: Any, server: FakeOp
     assert client.runs.cancel("chat-42").outcome == "cancelled"
 
 
+@pytest.mark.parametrize("wait", ["confirmed", "sent"])
 @pytest.mark.parametrize("cancellers", [None, ["ann"]])
 def test_a_cancel_that_came_too_late_is_not_of_the_next_run(
-    world: Any, client: Any, server: FakeOpenAI, url: str, ledger: Ledger, child: Any, cancellers: Any
+    world: Any, client: Any, server: FakeOpenAI, url: str, ledger: Ledger, child: Any, cancellers: Any, wait: Any
 ) -> None:
     """Others are asked by way of the record who holds a run of that name: nobody, and the question goes."""
     held(child, url, server)
@@ -104,10 +105,10 @@ def test_a_cancel_that_came_too_late_is_not_of_the_next_run(
     with client.runs.open("chat-7", cancellers=cancellers):
         pass
     if cancellers is None:
-        assert client.runs.cancel("chat-7", reason="late").outcome == "finished_first"
+        assert client.runs.cancel("chat-7", reason="late", wait=wait).outcome == "finished_first"
     else:
         with pytest.raises(CancelRefusedError):
-            client.runs.cancel("chat-7", reason="late")
+            client.runs.cancel("chat-7", reason="late", wait=wait)
     assert ledger.intent("chat-7") is None
     with client.runs.open("chat-7") as run:
         assert member_of(client).writes.drain(20.0)

@@ -164,7 +164,7 @@ class Elsewhere:
         if error is not None:
             self.error = error
             self.done.set()
-        elif self._asked.level is Level.SENT and self._record is not None:
+        elif self._asked.level is Level.SENT and self._record is not None and self._park:
             self.done.set()
         elif not self.done.is_set():
             self._look()
