@@ -158,6 +158,25 @@ def test_closing_the_client_ends_what_goes_on(world: Any, server: FakeOpenAI) ->
     until(lambda: server.open_connections == 0, "the end of all connections")
 
 
+def test_who_is_told_that_it_goes_on_finds_it_going_on(
+    world: Any, client: Any, server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline's own thread is slow on its way to whoever goes on with it: the canceller does not overtake it."""
+    reconciler = client.runs._registry.reconciler
+    going_on = reconciler.unconfirmed
+
+    def slowly(*args: Any) -> None:
+        time.sleep(0.05)
+        going_on(*args)
+
+    monkeypatch.setattr(reconciler, "unconfirmed", slowly)
+    client.runs.policy = QUICK.replace(timeout=0.2, on_timeout="return")
+    begin(world, client, "scope")
+    server.add(faults.IgnoresCancel())
+    assert world.run(client.runs.cancel, "scope").outcome == "unconfirmed"
+    assert len(reconciler) == 1
+
+
 def test_a_word_that_is_not_enough_confirms_nothing(world: Any, client: Any, server: FakeOpenAI) -> None:
     """A server that says `cancelled` and works on: the policy decides whether its word will do, the receipt says so."""
     server.add(faults.CancelledButRunsOn())

@@ -55,6 +55,7 @@ class Cancelling:
     # What is not known at first is set here: the sockets wait for what `__init__` does.
     _policy: Optional[CancelPolicy] = None
     _chase: Optional[Chase] = None  # of the remote run that this run is
+    _told = False  # that the chase has come to something, and what follows from it is under way
     _begun = False
     _settled_at: Optional[float] = None
     _timed_out: AbstractSet[int] = frozenset()
@@ -183,6 +184,7 @@ class Cancelling:
             registry.reconciler.recheck(self.run, chase.policy)
         elif chase.hopeless:
             self.run.end()  # there is no such run, or it is not ours: it is not to be listed for ever
+        self._told = True  # not as soon as the machine says so: another thread may read that and answer
         self._news()
 
     def _release(self) -> None:
@@ -285,7 +287,7 @@ class Cancelling:
         chase, remote = self._chase, self.run.remote
         if chase is None or remote is None or remote.over or self.run.registry.reconciler.chases(remote):
             return False
-        return chase.stopped or chase.machine.outcome is Outcome.UNCONFIRMED
+        return chase.stopped or (self._told and chase.machine.outcome is Outcome.UNCONFIRMED)
 
     def abandon(self) -> None:
         """Send nothing more for the remote run, and hear nothing more of it."""
@@ -328,7 +330,7 @@ class Cancelling:
             return
         if any(not machine.ended for machine in self._machines.values()):
             return
-        if self.run.remote is not None and (self._chase is None or not self._chase.machine.ended):
+        if self.run.remote is not None and not self._told:
             return
         unconfirmed = {n for n, machine in self._machines.items() if machine.outcome is Outcome.UNCONFIRMED}
         if self._final is not None and (self._final.outcome is not Outcome.UNCONFIRMED or self._still_unconfirmed()):
@@ -338,8 +340,7 @@ class Cancelling:
         if unconfirmed and self._timeout_receipt is None:
             self._timed_out = unconfirmed
             self._timeout_receipt = receipt
-        before = self._final
-        if before is None or before.outcome is Outcome.UNCONFIRMED:
+        if (before := self._final) is None or before.outcome is Outcome.UNCONFIRMED:
             self._final = receipt
             self.run.settled(receipt)
         # First, so that what its caller knows of can be flushed. It only puts it in a queue.
@@ -384,8 +385,7 @@ class Cancelling:
     def stuck_here(self) -> bool:
         """Whether the caller stands inside one of the calls itself, so that waiting for it would be in vain.
 
-        So it is for a signal handler on top of a blocked call, and for a hook or a token provider that the call
-        runs. The abort takes effect as soon as they return.
+        So it is for a signal handler on top of it, and for a hook that it runs: when they return, it is aborted.
         """
         here, thread = current_call.get(), threading.get_ident()
         for call in self.calls.values():
