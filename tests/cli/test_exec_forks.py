@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cli_child import command, key_and_url
+from cli_child import key_and_url, warm
 from test_exec_signals import script
 
 from deadstop.testing import FakeOpenAI
@@ -38,7 +38,7 @@ def test_a_signal_to_a_forked_child_cancels_nothing_of_its_parent(tmp_path: Path
     """The child ends as it would without us, and the background response of its parent goes on."""
     body = FORKS.replace("NUMBER", number)
     with FakeOpenAI(rate=50, tokens=100_000) as server:
-        with command("exec", script(tmp_path, body), **key_and_url(server.base_url)) as child:
+        with warm("exec", script(tmp_path, body), **key_and_url(server.base_url)) as child:
             assert child.end() == 0, child.errors
         assert child.output == [f"{ended} False", "finally", "atexit"]
         assert [(each.truth, each.cancels) for each in server.runs] == [("active", 0)]

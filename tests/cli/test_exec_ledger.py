@@ -51,7 +51,7 @@ def test_what_a_signal_cancelled_is_on_record(tmp_path: Path, fake_openai: FakeO
     """The receipt that was printed can be read later, by `deadstop receipts`."""
     fake_openai.add(faults.LostHeaders())
     here = {"XDG_STATE_HOME": state}
-    with command("exec", "--grace", "20", *seed(tmp_path), **key_and_url(fake_openai.base_url), **here) as child:
+    with warm("exec", "--grace", "20", *seed(tmp_path), **key_and_url(fake_openai.base_url), **here) as child:
         fake_openai.wait_for(asked, 20)
         child.signal(signal.SIGTERM)
         assert child.end() == 143
@@ -65,7 +65,7 @@ def test_a_ledger_that_cant_be_used_keeps_no_script_from_running(tmp_path: Path,
     """A warning, and then all is as without one: the script runs, and a signal cancels its call."""
     fake_openai.add(faults.LostHeaders())
     nowhere = {"XDG_STATE_HOME": "/proc/nowhere"}
-    with command("exec", "--grace", "20", *seed(tmp_path), **key_and_url(fake_openai.base_url), **nowhere) as child:
+    with warm("exec", "--grace", "20", *seed(tmp_path), **key_and_url(fake_openai.base_url), **nowhere) as child:
         fake_openai.wait_for(asked, 20)
         child.signal(signal.SIGTERM)
         assert child.end() == 143
@@ -75,6 +75,6 @@ def test_a_ledger_that_cant_be_used_keeps_no_script_from_running(tmp_path: Path,
 
 def test_a_ledger_that_was_asked_for_has_to_be_usable(tmp_path: Path) -> None:
     """With --url the script is told what is wrong with it, by the client's constructor."""
-    with command("exec", "--url", "redis://x", *seed(tmp_path), **key_and_url("http://127.0.0.1:9/v1")) as child:
+    with warm("exec", "--url", "redis://x", *seed(tmp_path), **key_and_url("http://127.0.0.1:9/v1")) as child:
         assert child.end() != 0
     assert "LedgerUrlError" in child.errors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from cli_child import command, key_and_url, seed
+from cli_child import command, key_and_url, seed, warm
 
 from deadstop.testing import FakeOpenAI
 
@@ -58,7 +58,7 @@ def test_a_module_runs_as_with_python_m(tmp_path: Path, name: str) -> None:
 def test_the_scripts_exit_code_is_passed_on(tmp_path: Path, end: str, code: int, errors: str) -> None:
     """However a script ends, its exit code is the command's, and its atexit handlers run."""
     text = f"import atexit, sys\natexit.register(print, 'atexit')\n{end}\n"
-    with command("exec", write(tmp_path / "script.py", text)) as child:
+    with warm("exec", write(tmp_path / "script.py", text)) as child:
         assert child.end() == code
     assert child.output == ["atexit"]
     assert child.errors == errors
@@ -67,7 +67,7 @@ def test_the_scripts_exit_code_is_passed_on(tmp_path: Path, end: str, code: int,
 @pytest.mark.parametrize("text", ["def f():\n    raise ValueError('no')\nf()\n", "def f(:\n"])
 def test_an_error_has_a_plain_traceback(tmp_path: Path, text: str) -> None:
     """An uncaught error, or one of syntax, prints Python's traceback without our frames, and the exit code is 1."""
-    with command("exec", write(tmp_path / "script.py", text)) as child:
+    with warm("exec", write(tmp_path / "script.py", text)) as child:
         assert child.end() == 1
     assert "Error" in child.errors.splitlines()[-1]
     assert "script.py" in child.errors
@@ -88,7 +88,7 @@ def test_an_error_has_a_plain_traceback(tmp_path: Path, text: str) -> None:
 )
 def test_a_wrong_target_is_told_clearly(tmp_path: Path, arguments: tuple[str, ...], code: int, says: str) -> None:
     """What can't be run is named in one sentence, with the exit code that Python has for it."""
-    with command("exec", *arguments, cwd=tmp_path) as child:
+    with warm("exec", *arguments, cwd=tmp_path) as child:
         assert child.end() == code
     assert says in child.errors
     assert "Traceback" not in child.errors

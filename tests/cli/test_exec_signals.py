@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from cli_child import command, key_and_url, seed
+from cli_child import command, key_and_url, seed, warm
 
 from deadstop.testing import FakeOpenAI, RequestRecord, faults
 
@@ -111,7 +111,7 @@ def test_a_script_that_handles_the_cancel_may_clean_up(tmp_path: Path, fake_open
         time.sleep(0.3)
         print(error)
     """
-    with command("exec", "--grace", "20", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
+    with warm("exec", "--grace", "20", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
         fake_openai.wait_for(asked, 20)
         child.signal(signal.SIGTERM)
         assert child.end() == 143
@@ -129,7 +129,7 @@ def test_a_script_that_goes_on_is_left_after_the_grace(tmp_path: Path, fake_open
         except Exception as error:
             print(type(error).__name__ + "\\n", end="")  # in one piece: it is left in the middle of anything
     """
-    with command("exec", "--grace", "0.3", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
+    with warm("exec", "--grace", "0.3", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
         fake_openai.wait_for(asked, 20)
         child.signal(signal.SIGTERM)
         assert child.end() == 143
@@ -149,7 +149,7 @@ def test_a_script_that_never_leaves_is_ended(tmp_path: Path, fake_openai: FakeOp
         except BaseException as error:
             pass
     """
-    with command("exec", "--grace", "0.2", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
+    with warm("exec", "--grace", "0.2", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
         fake_openai.wait_for(asked, 20)
         child.signal(signal.SIGTERM)
         assert child.end() == 143
@@ -166,7 +166,7 @@ def test_a_second_signal_exits_at_once(tmp_path: Path, fake_openai: FakeOpenAI) 
         print("cancelled", flush=True)
         time.sleep(60)
     """
-    with command("exec", "--grace", "60", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
+    with warm("exec", "--grace", "60", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
         fake_openai.wait_for(asked, 20)
         child.signal(signal.SIGINT)
         child.until("cancelled")
@@ -192,7 +192,7 @@ def test_a_signal_that_interrupts_nothing_is_handled_at_once(tmp_path: Path, fak
         print("cancelled", flush=True)
         time.sleep(60)
     """
-    with command("exec", "--grace", "60", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
+    with warm("exec", "--grace", "60", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
         fake_openai.wait_for(asked, 20)
         child.say("now")
         child.until("cancelled")
@@ -211,7 +211,7 @@ def test_without_a_live_run_the_script_is_left_at_once(tmp_path: Path) -> None:
         print("interrupted")
         raise
     """
-    with command("exec", "--grace", "60", script(tmp_path, body)) as child:
+    with warm("exec", "--grace", "60", script(tmp_path, body)) as child:
         child.until("asleep")
         child.signal(signal.SIGINT)
         assert child.end() == 130
@@ -228,7 +228,7 @@ def test_a_stream_between_two_events_is_cancelled(tmp_path: Path, fake_openai: F
             time.sleep(0.2)
     """
     fake_openai.rate = 20
-    with command("exec", "--grace", "20", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
+    with warm("exec", "--grace", "20", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
         child.until("2")
         child.signal(signal.SIGTERM)
         assert child.end() == 143
@@ -261,7 +261,7 @@ def test_an_asyncio_script_ends_too(tmp_path: Path, fake_openai: FakeOpenAI, end
 
     asyncio.run(main())
     """
-    with command("exec", "--grace", "0.5", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
+    with warm("exec", "--grace", "0.5", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
         fake_openai.wait_for(asked, 20)
         child.signal(signal.SIGTERM)
         assert child.end() == 143
@@ -286,7 +286,7 @@ def test_a_trio_script_ends_too(tmp_path: Path, fake_openai: FakeOpenAI, then: s
 
     trio.run(main)
     """
-    with command("exec", "--grace", "0.5", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
+    with warm("exec", "--grace", "0.5", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
         fake_openai.wait_for(asked, 20)
         child.signal(signal.SIGTERM)
         assert child.end() == 143
@@ -306,7 +306,7 @@ def test_calls_of_worker_threads_are_cancelled(tmp_path: Path, fake_openai: Fake
     for each in workers: each.start()
     {main}
     """
-    with command("exec", "--grace", "20", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
+    with warm("exec", "--grace", "20", script(tmp_path, body), **key_and_url(fake_openai.base_url)) as child:
         fake_openai.wait_for(lambda records: sum(each.state == "generating" for each in records) == 3, 20)
         child.signal(signal.SIGTERM)
         assert child.end() == 143
@@ -327,7 +327,7 @@ def test_a_scripts_own_handler_is_kept(tmp_path: Path) -> None:
         time.sleep(0.01)
     print(*came)
     """
-    with command("exec", script(tmp_path, body)) as child:
+    with warm("exec", script(tmp_path, body)) as child:
         child.until("ready")
         child.signal(signal.SIGTERM)
         assert child.end() == 0

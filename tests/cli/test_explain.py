@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from cli_child import command
+from cli_child import command, warm
 
 import deadstop
 from deadstop.core.explanations import CAUSES, EXPLANATIONS
@@ -11,7 +11,7 @@ from deadstop.core.explanations import CAUSES, EXPLANATIONS
 
 def test_a_class_is_explained() -> None:
     """A class comes with what it means, its cause by number and sentence, and its fix."""
-    with command("explain", "Caller-Blocked") as child:
+    with warm("explain", "Caller-Blocked") as child:
         assert child.end() == 0
     output = " ".join(" ".join(child.output).split())
     found = EXPLANATIONS[deadstop.DiagnosisClass.CALLER_BLOCKED]
@@ -21,7 +21,7 @@ def test_a_class_is_explained() -> None:
 
 def test_without_a_class_there_is_a_table_of_all() -> None:
     """Every class has a row, and every cause its sentence."""
-    with command("explain") as child:
+    with warm("explain") as child:
         assert child.end() == 0
     output = "\n".join(child.output)
     assert [klass for klass in EXPLANATIONS if klass not in output] == []
@@ -30,7 +30,7 @@ def test_without_a_class_there_is_a_table_of_all() -> None:
 
 def test_an_unknown_class_gets_the_list() -> None:
     """A class that does not exist is an error that names those that do."""
-    with command("explain", "nonsense") as child:
+    with warm("explain", "nonsense") as child:
         assert child.end() == 2
     assert [klass for klass in EXPLANATIONS if klass not in child.errors] == []
 

@@ -118,7 +118,7 @@ def test_a_run_of_another_process_is_listed_and_cancelled(state: dict[str, str],
 
 def test_all_runs_are_cancelled(state: dict[str, str], held: Any, server: FakeOpenAI) -> None:
     """`cancel --all` takes every named run."""
-    with command("cancel", "--all", **state) as child:
+    with warm("cancel", "--all", **state) as child:
         assert child.end() == 0, child.errors
     until(lambda: held, "the end of the call")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 
 import pytest
-from cli_child import command
+from cli_child import command, warm
 
 from deadstop import OpenAI
 from deadstop.cli.serve_fake import BadFault, parse_fault
@@ -33,9 +33,7 @@ def test_it_serves_until_it_is_told_to_stop(number: int) -> None:
 
 def test_it_has_remote_runs() -> None:
     """It makes and cancels a run, with the faults of a run's life, and logs what was true of it."""
-    with command(
-        "serve-fake", "--rate", "1000", "--tokens", "50000", "--fault", "StaysCancelling:seconds=0.01"
-    ) as child:
+    with warm("serve-fake", "--rate", "1000", "--tokens", "50000", "--fault", "StaysCancelling:seconds=0.01") as child:
         url = child.line()
         with OpenAI(api_key="any", base_url=url) as client:
             job = client.fine_tuning.jobs.create(model="m", training_file="f")
@@ -83,13 +81,13 @@ def test_a_wrong_fault_is_refused(text: str, says: str) -> None:
 
 def test_a_wrong_fault_is_a_wrong_command_line() -> None:
     """The command says what is wrong with a fault, without a traceback."""
-    with command("serve-fake", "--fault", "Nonsense") as child:
+    with warm("serve-fake", "--fault", "Nonsense") as child:
         assert child.end() == 2
     assert "There are: Blackhole" in " ".join(child.errors.split())
 
 
 def test_a_taken_port_is_told(fake_openai: FakeOpenAI) -> None:
     """Where another server listens already, one sentence says so."""
-    with command("serve-fake", "--port", str(fake_openai.port)) as child:
+    with warm("serve-fake", "--port", str(fake_openai.port)) as child:
         assert child.end() == 1
     assert child.errors.startswith("The server can't start: ")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from nursery import popen
 from worlds import CHAT, PATIENCE, Threads, until
 
 import deadstop
@@ -51,14 +52,13 @@ def child(program: str, *, seconds: float = 20) -> str:
     """
     source = textwrap.dedent(head) + textwrap.dedent(program) + "\nsys.stdout.flush(); os._exit(0)\n"
     path = os.pathsep.join([str(Path(deadstop.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", source],
-        env={**os.environ, "PYTHONPATH": path},
-        capture_output=True,
-        timeout=seconds,
-        check=False,
-    )
-    return done.stdout.decode().strip() or done.stderr.decode()[-2000:]
+    env = {**os.environ, "PYTHONPATH": path, "PYTHONWARNINGS": "ignore"}
+    with popen(["-c", source], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            output, errors = process.communicate(timeout=seconds)
+        finally:
+            process.kill()
+    return output.strip() or errors[-2000:]
 
 
 def blocked(call: Any) -> Any:
