@@ -151,3 +151,16 @@ def test_the_turn_of_now_is_cancelled_by_nobody_who_may_not(
             ledger.record_intent(wanted, DEAD, now=time.time())
             keeper.read_again(ledger.open_intents(), [])
             assert run.cancelled is struck, actor
+            until(lambda: member_of(client).writes.drain(1.0) and ledger.life("chat-42", 2), "what follows on record")
+    assert [each.epoch for each in ledger.receipts("chat-42") if each.receipt.actor == "ann"] == [2]
+
+
+def test_a_request_id_of_an_earlier_turn_is_no_reason_to_take_this_one_for_that(
+    world: Any, client: Any, ledger: Ledger
+) -> None:
+    """Each turn has an outcome of its own on record, also where a program uses the id of its request once more."""
+    for _ in range(2):
+        with client.runs.open("chat-42"):
+            assert client.runs.cancel("chat-42", request_id="stop").outcome == "cancelled"
+    member_of(client).writes.drain(5.0)
+    assert sorted(each.epoch for each in ledger.receipts("chat-42")) == [1, 2]

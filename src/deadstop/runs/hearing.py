@@ -199,9 +199,10 @@ class Hearing(ABC):
                 self.strike(run, each.intent)
             elif run is None and each.outcome is None:
                 run = self.today(each.run)
-                for wish in () if run is None else (each.intent, *each.later):
+                for one in () if run is None else (each.intent, *each.later):
+                    wish = replace(one, request_id=None)  # that id is the other life's on record
                     if run is not None and not run.cancelled and wish.at >= unix(run.opened) and self.may(run, wish):
-                        self.strike(run, replace(wish, request_id=None))
+                        self.strike(run, wish)
             elif run is not None and run.receipt is not None and run.receipt.outcome is not (each.outcome or 0):
                 self.settled(run, run.receipt)  # the ledger was down when there was an outcome
         try:

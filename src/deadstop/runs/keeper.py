@@ -250,6 +250,9 @@ class Keeper(Hearing):
             asked = replace(asked, epoch=kept.epoch)
             opening = None if kept.epoch else self.opening(run)
             record = ledger.record_intent(asked, self.member.process, opening=opening, now=time.time()).intent
+            if kept.epoch and record.epoch != kept.epoch:  # that id is an earlier life's
+                asked = replace(asked, request_id=None)
+                record = ledger.record_intent(asked, self.member.process, now=time.time()).intent
             kept.epoch = record.epoch
             if recording is not None:
                 recording.kept = True
