@@ -129,7 +129,8 @@ def test_a_bus_keeps_no_process_alive(url: str, up: bool) -> None:
     finally:
         server.kill()
     assert (done.returncode, done.stdout) == (0, f"{up}\n"), done.stderr
-    said = [line for line in done.stderr.splitlines() if "can't be reached now" not in line]
+    # Under -X dev asyncio tells of steps that took longer than 0.1 s, too: of a busy machine.
+    said = [line for line in done.stderr.splitlines() if "can't be reached now" not in line and " took " not in line]
     assert said == []
 
 
