@@ -140,6 +140,7 @@ def check(
         assert all(at <= last for at, _ in wire.requests), f"S8 {where}"
 
 
+@pytest.mark.timeout(240)  # it computes, and nothing else: seconds, or on a busy machine a minute
 def test_drawn_schedules_hold_every_invariant() -> None:
     """No false confirm, no double flight, no unbounded wait, in thousands of drawn schedules."""
     seen = play_all()
