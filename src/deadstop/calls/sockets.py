@@ -14,6 +14,8 @@ from deadstop.core.model import Phase
 
 __all__ = ["Owned", "shut_down"]
 
+BOTH = socket.SHUT_RDWR
+
 _process = object()
 """Another one in a forked child. Asking the system for the process's number takes longer than all the rest."""
 
@@ -43,6 +45,7 @@ class Owned:
         self._dead = False
         self._process = _process  # a forked child has the socket too, and must not shut it down
         self._sock: Any = None  # what `inner` reads from; looked up before it is needed
+        self._shut: Any = None  # its `shutdown`, where that is all that is to be called
         self._inode: Optional[int] = None  # of what only passes for a socket
         self._multiplexed: Optional[bool] = None  # HTTP/2; known from the first write on
 
@@ -56,6 +59,7 @@ class Owned:
                 # What asyncio puts around a socket takes as long as the shutdown.
                 self._sock = getattr(sock, "_sock", None) if type(sock) is trsock.TransportSocket else sock
                 self._inode = None if isinstance(self._sock, socket.socket) else _inode(self._sock)
+                self._shut = self._sock.shutdown if type(self._sock) is socket.socket else None
             call.socket = self
 
     def is_shared(self, buffer: bytes) -> bool:
@@ -92,10 +96,10 @@ class Owned:
             if self._owner is not call or self._closed or self._multiplexed or self._process is not _process:
                 return False
             self._dead = True
-            sock = self._sock or self._inner.get_extra_info("socket")
-            if type(sock) is not socket.socket:
-                return shut_down(sock, self._inode)
-            sock.shutdown(socket.SHUT_RDWR)  # as `shut_down` would; a function more is microseconds, cold
+            shut = self._shut
+            if shut is None:
+                return shut_down(self._sock or self._inner.get_extra_info("socket"), self._inode)
+            shut(BOTH)  # as `shut_down` would; each step more is a microsecond, cold
             return True
         except OSError:  # not connected any more
             return False
@@ -105,7 +109,7 @@ class Owned:
     def swap(self, inner: Any) -> None:
         """The socket was wrapped anew (TLS): interrupt that one from now on."""
         with self._lock:
-            self._inner, self._sock = inner, None
+            self._inner, self._sock, self._shut = inner, None, None
 
     def hang_up(self) -> None:
         """The stream is about to be closed; whoever is blocked on it, in another thread, comes free first."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from functools import partial
 from types import TracebackType
 from typing import Any, Optional, Union, cast
 
@@ -19,16 +18,17 @@ from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
 from deadstop.runs.waiting import (
     ANY,
+    FACTS,
     FIRST,
     HEAD_START,
     LOOK,
     SETTLING,
+    Facts,
     Terms,
     Wish,
     answer,
     away_answer,
     first_wait,
-    intent,
     next_wait,
     overdue,
     stuck,
@@ -64,8 +64,7 @@ class Run(BaseRun):
         request_id: Optional[str] = None,
     ) -> CancelReceipt:
         """As `Runs.cancel` for this run."""
-        facts = {"reason": reason, "actor": actor, "request_id": request_id}
-        return cancel(self, wish(wait, timeout, policy), facts)
+        return cancel(self, wish(wait, timeout, policy), (reason, actor, request_id))
 
     def __enter__(self) -> Run:
         self.enter()
@@ -187,17 +186,18 @@ class Runs:
         with `on_timeout="return"`), `CancelRefusedError`, `UnknownRunError`, `UsageError`.
         """
         asked = ANY if wait is None and timeout is None and policy is None else wish(wait, timeout, policy)
-        facts = {"reason": reason, "actor": actor, "request_id": request_id}
-        if self._registry.keeper is not None:
-            bounds = terms(self._registry, None, asked, time.monotonic())
-            away = self._registry.keeper.away(target, bounds, dict(facts))
+        facts, registry = (reason, actor, request_id), self._registry
+        if registry.keeper is not None:
+            bounds = terms(registry, None, asked, time.monotonic())
+            away = registry.keeper.away(target, bounds, dict(zip(FACTS, facts)))
             if isinstance(away, BaseRun):
                 return cancel(away, asked, facts)
             if away is not None:
                 receipt = _elsewhere(away, bounds)
                 if receipt is not None:
                     return receipt
-        return cancel(self._registry.find(target), asked, facts)
+        run = registry._live.get(target) if type(target) is str else None  # without a call more: it is run cold
+        return cancel(run or registry.find(target), asked, facts)
 
     def cancel_all(
         self,
@@ -245,12 +245,13 @@ class Runs:
         return cast(int, self._registry.reset())
 
 
-def cancel(run: BaseRun, asked: Wish, facts: dict[str, Any]) -> CancelReceipt:
+def cancel(run: BaseRun, asked: Wish, facts: Facts) -> CancelReceipt:
     """Cancel `run` as asked, from this thread."""
     if run.cancellers is not None:
-        run.refuse(facts["actor"], facts["reason"])
+        reason, actor, _ = facts
+        run.refuse(actor, reason)
     at = time.monotonic()
-    struck = run.strike(partial(intent, run, asked, at, **facts), asked)
+    struck = run.strike((asked, at, facts), asked)
     try:
         first = first_wait(struck, asked)
         if first is not None:

@@ -37,6 +37,8 @@ from deadstop.runs import telling
 from deadstop.runs.chase import Chase
 from deadstop.runs.receipts import noted
 from deadstop.runs.summary import later_of, sum_up
+from deadstop.runs.waiting import Wanted
+from deadstop.runs.waiting import intent as built
 
 if TYPE_CHECKING:
     from deadstop.calls.loops import Loop
@@ -45,8 +47,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Asked", "Cancelling"]
 
-Asked = Union[Intent, "partial[Intent]"]
-"""An intent, or what makes it, always the same one: a user's, whose `reason` and `actor` are among its keywords."""
+Asked = Union[Intent, Wanted]
+"""An intent, or what one is built from: a user's."""
 
 
 class Cancelling:
@@ -82,16 +84,14 @@ class Cancelling:
         """Who wants it, and why. Built when somebody asks: the sockets come first."""
         intent = self._intent
         if not isinstance(intent, Intent):
-            intent = self._intent = intent()  # by two threads at once: then they build two that are equal
+            intent = self._intent = built(self.run, intent)  # by two threads at once: then two that are equal
         return intent
 
     @property
     def why(self) -> tuple[Optional[str], Optional[str], Cause]:
         """The reason, the actor and the cause, without building the intent: who was interrupted asks for them."""
         it = self._intent
-        if isinstance(it, Intent):
-            return it.reason, it.actor, it.cause
-        return it.keywords["reason"], it.keywords["actor"], Cause.USER
+        return (it.reason, it.actor, it.cause) if isinstance(it, Intent) else (*it[2][:2], Cause.USER)
 
     @property
     def done(self) -> Completion:
@@ -203,7 +203,7 @@ class Cancelling:
 
     def join(self, asked: Asked) -> None:
         """Somebody else wants the same. The first reason stays; this one is appended (I10), once (I8)."""
-        intent = asked if isinstance(asked, Intent) else asked()
+        intent = asked if isinstance(asked, Intent) else built(self.run, asked)
         known = [each.request_id for each in (self.intent, *self._late)]
         if intent.request_id is not None and intent.request_id in known:
             return

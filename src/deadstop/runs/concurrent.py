@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Mapping
-from functools import partial
 from types import TracebackType
 from typing import Any, Optional, Union, cast
 
@@ -22,16 +21,17 @@ from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
 from deadstop.runs.waiting import (
     ANY,
+    FACTS,
     FIRST,
     LOOK,
     SETTLING,
     TURNS,
+    Facts,
     Terms,
     Wish,
     answer,
     away_answer,
     first_wait,
-    intent,
     next_wait,
     overdue,
     stuck,
@@ -70,8 +70,7 @@ class AsyncRun(BaseRun):
         request_id: Optional[str] = None,
     ) -> CancelReceipt:
         """As `AsyncRuns.cancel` for this run."""
-        facts = {"reason": reason, "actor": actor, "request_id": request_id}
-        return await cancel(self, wish(wait, timeout, policy), facts)
+        return await cancel(self, wish(wait, timeout, policy), (reason, actor, request_id))
 
     async def __aenter__(self) -> AsyncRun:
         self.enter()
@@ -197,18 +196,19 @@ class AsyncRuns:
         that waits here passes through; the cancel goes on.
         """
         asked = ANY if wait is None and timeout is None and policy is None else wish(wait, timeout, policy)
-        facts = {"reason": reason, "actor": actor, "request_id": request_id}
-        if self._registry.keeper is not None:
-            self._registry.loop = Loop.current(self._registry.last)
-            bounds = terms(self._registry, None, asked, time.monotonic())
-            away = self._registry.keeper.away(target, bounds, dict(facts))
+        facts, registry = (reason, actor, request_id), self._registry
+        if registry.keeper is not None:
+            registry.loop = Loop.current(registry.last)
+            bounds = terms(registry, None, asked, time.monotonic())
+            away = registry.keeper.away(target, bounds, dict(zip(FACTS, facts)))
             if isinstance(away, BaseRun):
                 return await cancel(away, asked, facts)
             if away is not None:
                 receipt = await _elsewhere(away, bounds)
                 if receipt is not None:
                     return receipt
-        return await cancel(self._registry.find(target), asked, facts)
+        run = registry._live.get(target) if type(target) is str else None  # without a call more: it is run cold
+        return await cancel(run or registry.find(target), asked, facts)
 
     async def cancel_all(
         self,
@@ -258,14 +258,15 @@ class AsyncRuns:
         return cast(int, await self._registry.reset())
 
 
-async def cancel(run: BaseRun, asked: Wish, facts: dict[str, Any]) -> CancelReceipt:
+async def cancel(run: BaseRun, asked: Wish, facts: Facts) -> CancelReceipt:
     """Cancel `run` as asked, from this task."""
     if run.cancellers is not None:
-        run.refuse(facts["actor"], facts["reason"])
+        reason, actor, _ = facts
+        run.refuse(actor, reason)
     if run.remote is not None or run.children:
         _bring_home(run)
     at, here = time.monotonic(), Loop.current(run.registry.last)
-    struck = run.strike(partial(intent, run, asked, at, **facts), asked, here)
+    struck = run.strike((asked, at, facts), asked, here)
     try:
         first = first_wait(struck, asked)
         if first is not None:

@@ -20,10 +20,11 @@ from deadstop.errors import (
     RunCancelledError,
     UsageError,
 )
+from deadstop.runs import settings
 from deadstop.runs.cancelling import Asked, Cancelling
 from deadstop.runs.draining import arrange
 from deadstop.runs.remote import Remote
-from deadstop.runs.settings import DRAINS, SETTINGS
+from deadstop.runs.waiting import ANY
 
 if TYPE_CHECKING:
     from deadstop.calls.loops import Loop
@@ -224,8 +225,9 @@ class BaseRun:
             cancelling.join(intent)
         if not cancelling.finished_before:
             # Whatever may have a policy: without any, and no setting for it, nothing is drained.
-            may = (asked and asked.policy) or self.policy or self.parent or self.registry.policy
-            if may is not None or not SETTINGS.isdisjoint(DRAINS):
+            own = None if asked is ANY or asked is None else asked.policy
+            may = own or self.policy or self.parent or self.registry.policy
+            if may is not None or len(settings.SETTINGS) != settings.others:
                 arrange(self, list(self.calls.values()), asked)
             # Also by whoever comes second: the first may have been held up just here.
             self.cancelled = True

@@ -14,15 +14,14 @@ from deadstop.core.policy import CancelPolicy, policy_from
 from deadstop.errors import UsageError
 from deadstop.kinds.register import defaults
 
-__all__ = ["DRAINS", "SETTINGS", "check_settings", "policy_at_hand", "policy_in_force"]
+__all__ = ["DRAINS", "SETTINGS", "check_settings", "others", "policy_at_hand", "policy_in_force"]
 
 log = logging.getLogger("deadstop")
 
 _DRAINS = ("DEADSTOP_DRAIN", "DEADSTOP_CALL_DRAIN", "DEADSTOP_CONFIG")
 DRAINS = frozenset((*_DRAINS, *(name.encode() for name in _DRAINS)))  # as the system keeps them, either way
 SETTINGS = getattr(os.environ, "_data", os.environ).keys()
-"""The names of the settings as they are now, to be looked at before a strike: `SETTINGS.isdisjoint(DRAINS)` says that
-none has a `drain` for calls."""
+"""The names of the settings as they are now. `SETTINGS.isdisjoint(DRAINS)` says that none has a `drain` for calls."""
 
 
 def policy_in_force(kind: str = "call", **explicit: Any) -> CancelPolicy:
@@ -89,13 +88,15 @@ def check_settings(*, opening: bool = False) -> None:
 
 _complained: set[str] = set()
 _others: frozenset[Any] = frozenset()  # names that are no settings of ours
+others = -1
+"""How many names there were when none was a setting of ours. While it is as many, `SETTINGS` need not be searched."""
 _environ = os.environ  # whose they are: tests put another one in its place
 _checked: dict[str, tuple[Any, Any, Any]] = {}  # what was found right
 
 
 def _raw() -> tuple[Any, ...]:
     """Our variables as the system keeps them: each cancel asks, and decoding all of them takes longer than the rest."""
-    global _others
+    global _others, others
     if _others >= SETTINGS and os.environ is _environ:  # as with each scope that is opened
         return ()
     raw = getattr(os.environ, "_data", None) or dict(os.environ)
@@ -103,7 +104,7 @@ def _raw() -> tuple[Any, ...]:
     prefix: Any = b"DEADSTOP_" if names and isinstance(names[0], bytes) else "DEADSTOP_"
     ours = tuple([(name, raw.get(name)) for name in names if name.startswith(prefix)])
     if not ours:
-        _others = frozenset(names)
+        _others, others = frozenset(names), len(names)
     return ours
 
 

@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 import time
-from typing import Any, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Optional, Union
 
 from deadstop.calls.call import Call
 from deadstop.core.model import CancelReceipt, Intent, Level, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunCancellationTimeoutError, UsageError
-from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.checks import checked_policy, checked_seconds
-from deadstop.runs.registry import Registry
-from deadstop.runs.run import BaseRun
+
+if TYPE_CHECKING:
+    from deadstop.runs.cancelling import Cancelling
+    from deadstop.runs.registry import Registry
+    from deadstop.runs.run import BaseRun
 
 __all__ = [
     "ANY",
+    "FACTS",
     "FIRST",
     "HEAD_START",
     "LOOK",
     "SETTLING",
     "TURNS",
+    "Facts",
     "Terms",
+    "Wanted",
     "Wish",
     "answer",
     "away_answer",
@@ -55,6 +60,13 @@ class Wish(NamedTuple):
 ANY = Wish(None, None, None)
 """The wish of nearly all cancels."""
 
+FACTS: Final = ("reason", "actor", "request_id")
+Facts = tuple[Optional[str], Optional[str], Optional[str]]
+"""What a canceller said of itself: the values of `FACTS`. (A dict of them takes as long as a third of the strike.)"""
+
+Wanted = tuple[Wish, float, Facts]
+"""A wish, its moment (monotonic seconds) and those facts: what an intent is built from."""
+
 
 def wish(wait: Union[Level, str, None], timeout: Optional[float], policy: Optional[CancelPolicy]) -> Wish:
     """The wish of a cancel. Raises `UsageError`, and then nothing was cancelled."""
@@ -71,10 +83,17 @@ def wish(wait: Union[Level, str, None], timeout: Optional[float], policy: Option
     return Wish(level, timeout, None if policy is None else checked_policy(policy))
 
 
-def intent(run: BaseRun, asked: Wish, at: float, **facts: Any) -> Intent:
-    """The intent that the wish of the moment `at` comes to. Not before the strike: this is more than all of that."""
-    deadline = float("inf") if asked.timeout is None else at + asked.timeout
-    return run.intent(at=at, deadline=deadline, level=asked.level or Level.CONFIRMED, **facts)
+def intent(run: BaseRun, wanted: Wanted) -> Intent:
+    """The intent that a canceller's words come to. Not before the strike: this is more than all of that."""
+    asked, at, (reason, actor, request_id) = wanted
+    return run.intent(
+        at=at,
+        deadline=float("inf") if asked.timeout is None else at + asked.timeout,
+        level=asked.level or Level.CONFIRMED,
+        reason=reason,
+        actor=actor,
+        request_id=request_id,
+    )
 
 
 def terms(registry: Registry, run: Optional[BaseRun], asked: Wish, at: float) -> Terms:
