@@ -109,7 +109,8 @@ def _interruptible(cls: Any) -> type:
 def _exchange(call: Call, request: Any, send: Callable[[Any], Any], transport: Any) -> Any:
     pools = pools_of(transport)
     for pool in pools:
-        hook_backend(pool)
+        if type(pool._network_backend) is not Backend:
+            hook_backend(pool)
     call.begin_exchange(opaque=not pools, request=request)
     request.extensions = {**request.extensions, CALL: call}
     call.url = request.url
@@ -172,18 +173,21 @@ def _wake(pools: list[Any], call: Call) -> None:
             wake_waiter(pool, call)
 
 
-_bodies: dict[type, type] = {}
+_bodies: dict[type, Any] = {}
 
 
 def _body(call: Call, inner: Any, pools: list[Any]) -> Any:
     """Wrap a response's byte stream in our own, as an instance of the same package's `SyncByteStream`."""
-    for base in type(inner).__mro__:
+    cls = _bodies.get(type(inner)) or _body_like(type(inner))
+    return cls(call, inner, pools)
+
+
+def _body_like(kind: type) -> Any:
+    for base in kind.__mro__:
         if base.__name__ == "SyncByteStream":
-            cls = _bodies.get(base)
-            if cls is None:
-                cls = _bodies[base] = type("CallStream", (_Body, base), {})
-            return cls(call, inner, pools)
-    return _Body(call, inner, pools)
+            _bodies[kind] = type("CallStream", (_Body, base), {})
+            return _bodies[kind]
+    return _Body
 
 
 class _Body:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from functools import lru_cache
 from typing import Any, Optional
 
 import anyio
@@ -202,13 +203,14 @@ def hand_over(call: Call, result: Any) -> Any:
 
     Raises the call's error when the cancel came first.
     """
-    if _is_stream(result):
+    kind: Any = type(result)
+    if not _is_model(kind) and _is_stream(result):
         call.handed_over = True
         result = fence_stream(call, result)
         response = _own(result)["response"]
     else:
-        response = _own(result).get("http_response", result)
-        if _own(response).get("is_closed", True):
+        response = None if _is_model(kind) else _own(result).get("http_response", result)
+        if response is None or _own(response).get("is_closed", True):
             # The value is here. Say so first, then look at the flag: whoever cancels does it the other way round.
             call.finished = True
             call.leave()
@@ -223,6 +225,11 @@ def hand_over(call: Call, result: Any) -> Any:
     if response.is_closed or call.body_closed:
         call.leave()
     return result
+
+
+@lru_cache(maxsize=64)
+def _is_model(kind: Any) -> bool:
+    return hasattr(kind, "__pydantic_fields_set__") or hasattr(kind, "__fields_set__")  # as nearly all results
 
 
 def _is_stream(result: Any) -> bool:
