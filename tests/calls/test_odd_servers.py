@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import importlib.util
 import json
 import socket
@@ -34,6 +35,24 @@ def test_a_stream_under_another_type_is_a_stream(serve: Any, kind: Any) -> None:
         with client.runs.open():
             assert client.chat.completions.create(**CHAT).choices[0].message.content == "Hello"
     assert [json.loads(body)["stream"] for body in server.bodies] == [True, True]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_stream_under_another_type_may_begin_with_a_single_byte(serve: Any, packed: bool) -> None:
+    """A proxy passes on what it has, and what a decoder has first is a byte or two: not yet an event, and no JSON."""
+    body = gzip.compress(b"".join(EVENTS)) if packed else b"".join(EVENTS)
+    head = streamed("application/json")
+
+    def talk(server: Server, connection: socket.socket, _: bytes, __: bytes) -> None:
+        pieces = [chunk(body[at : at + 1]) for at in range(len(body))]
+        connection.sendall(head[:-2] + b"Content-Encoding: gzip\r\n\r\n" if packed else head)
+        for each in (*pieces[:40], b"".join(pieces[40:]) + b"0\r\n\r\n"):
+            connection.sendall(each)
+            server.go_on.wait(0.002)  # so that they arrive one by one
+
+    client = client_of(serve(talk))
+    with client.runs.open():
+        assert client.chat.completions.create(**CHAT).choices[0].message.content == "Hello"
 
 
 def test_a_gateway_that_says_upstream_does_not_refuse_the_stream(serve: Any) -> None:
