@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 from raw_kit import CHAT, EVENTS, USAGE, Server, answer, chunk, client_of, stream_all, streamed
+from worlds import until
 
 import deadstop
 from deadstop.calls import timers
@@ -234,3 +235,27 @@ def test_deadlines_hold_after_a_thread_could_not_be_started(monkeypatch: Any) ->
         assert not timers._running
     timers.at(0.0, rung.set)
     assert rung.wait(20)
+
+
+def test_uploads_that_the_sdk_makes_side_by_side_are_stopped_with_their_scope(serve: Any, world: Any) -> None:
+    """`upload_and_poll()` of a sync client uploads in threads of its own, that know nothing of the caller's context."""
+
+    def talk(server: Server, connection: socket.socket, head: bytes, body: bytes) -> None:
+        server.go_on.wait(20)
+        raise OSError  # hangs up, so that nobody waits on where the cancel did not get there
+
+    server = serve(talk)
+    client = world.client(server.url, max_retries=0)
+    stores = getattr(client, "vector_stores", None) or getattr(client.beta, "vector_stores", None)
+    if stores is None:
+        pytest.skip("this SDK has no vector stores")
+    batch = {"vector_store_id": "vs_1", "files": [("a", b"x"), ("b", b"y"), ("c", b"z")], "max_concurrency": 2}
+    pending = world.start(world.call, client, "r", stores.file_batches.upload_and_poll, **batch)
+    until(lambda: len(server.heads) == 2, "two uploads")
+    receipt = world.run(client.runs.cancel, "r")
+    server.go_on.set()
+    failed = pending.failure()
+    assert isinstance(failed, deadstop.RunCancelledError) or "RunCancelledError" in repr(failed)  # trio groups them
+    assert len(receipt.calls) >= 2
+    assert len(server.heads) == 2
+    world.close(client)
