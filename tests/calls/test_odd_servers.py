@@ -8,6 +8,7 @@ import importlib.util
 import json
 import socket
 import threading
+import zlib
 from typing import Any
 
 import openai
@@ -259,3 +260,29 @@ def test_uploads_that_the_sdk_makes_side_by_side_are_stopped_with_their_scope(se
     assert len(receipt.calls) >= 2
     assert len(server.heads) == 2
     world.close(client)
+
+
+@pytest.mark.skipif(not HAS_RESPONSES, reason="this SDK has no responses")
+@pytest.mark.parametrize("kind", ["Text/Event-Stream", "text/event-stream\r\nContent-Encoding: GZIP"])
+def test_the_id_of_a_background_stream_is_learned_however_its_headers_are_written(serve: Any, kind: str) -> None:
+    """Their values know no case: the run is cancelled at once, and not when its stream is over."""
+    job = {"id": "resp_1", "object": "response", "created_at": 1, "model": "m", "output": [], "status": "in_progress"}
+    created = b"data: %s\n\n" % json.dumps({"type": "response.created", "response": job}).encode()
+    if "GZIP" in kind:
+        packer = zlib.compressobj(wbits=31)
+        created = packer.compress(created) + packer.flush(zlib.Z_SYNC_FLUSH)
+
+    def talk(server: Server, connection: socket.socket, head: bytes, body: bytes) -> None:
+        if b"/cancel" in head or b"GET " in head:
+            connection.sendall(answer({**job, "status": "cancelled"}))
+        else:
+            connection.sendall(streamed(kind) + chunk(created))
+            server.go_on.wait(20)
+
+    server = serve(talk)
+    client = client_of(server)
+    with client.runs.open() as run:
+        stream = client.responses.create(model="m", input="x", background=True, stream=True)
+        next(iter(stream))
+        assert run.cancel(timeout=5).outcome == "cancelled"
+    assert any(b"/responses/resp_1/cancel" in head for head in server.heads)
