@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import importlib.util
 import json
 import socket
 import threading
+import zlib
 from typing import Any
 
 import openai
 import pytest
 from raw_kit import CHAT, EVENTS, USAGE, Server, answer, chunk, client_of, stream_all, streamed
+from worlds import until
 
 import deadstop
 from deadstop.calls import timers
@@ -34,6 +37,24 @@ def test_a_stream_under_another_type_is_a_stream(serve: Any, kind: Any) -> None:
         with client.runs.open():
             assert client.chat.completions.create(**CHAT).choices[0].message.content == "Hello"
     assert [json.loads(body)["stream"] for body in server.bodies] == [True, True]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_stream_under_another_type_may_begin_with_a_single_byte(serve: Any, packed: bool) -> None:
+    """A proxy passes on what it has, and what a decoder has first is a byte or two: not yet an event, and no JSON."""
+    body = gzip.compress(b"".join(EVENTS)) if packed else b"".join(EVENTS)
+    head = streamed("application/json")
+
+    def talk(server: Server, connection: socket.socket, _: bytes, __: bytes) -> None:
+        pieces = [chunk(body[at : at + 1]) for at in range(len(body))]
+        connection.sendall(head[:-2] + b"Content-Encoding: gzip\r\n\r\n" if packed else head)
+        for each in (*pieces[:40], b"".join(pieces[40:]) + b"0\r\n\r\n"):
+            connection.sendall(each)
+            server.go_on.wait(0.002)  # so that they arrive one by one
+
+    client = client_of(serve(talk))
+    with client.runs.open():
+        assert client.chat.completions.create(**CHAT).choices[0].message.content == "Hello"
 
 
 def test_a_gateway_that_says_upstream_does_not_refuse_the_stream(serve: Any) -> None:
@@ -215,3 +236,53 @@ def test_deadlines_hold_after_a_thread_could_not_be_started(monkeypatch: Any) ->
         assert not timers._running
     timers.at(0.0, rung.set)
     assert rung.wait(20)
+
+
+def test_uploads_that_the_sdk_makes_side_by_side_are_stopped_with_their_scope(serve: Any, world: Any) -> None:
+    """`upload_and_poll()` of a sync client uploads in threads of its own, that know nothing of the caller's context."""
+
+    def talk(server: Server, connection: socket.socket, head: bytes, body: bytes) -> None:
+        server.go_on.wait(20)
+        raise OSError  # hangs up, so that nobody waits on where the cancel did not get there
+
+    server = serve(talk)
+    client = world.client(server.url, max_retries=0)
+    stores = getattr(client, "vector_stores", None) or getattr(client.beta, "vector_stores", None)
+    if stores is None:
+        pytest.skip("this SDK has no vector stores")
+    batch = {"vector_store_id": "vs_1", "files": [("a", b"x"), ("b", b"y"), ("c", b"z")], "max_concurrency": 2}
+    pending = world.start(world.call, client, "r", stores.file_batches.upload_and_poll, **batch)
+    until(lambda: len(server.heads) == 2, "two uploads")
+    receipt = world.run(client.runs.cancel, "r")
+    server.go_on.set()
+    failed = pending.failure()
+    assert isinstance(failed, deadstop.RunCancelledError) or "RunCancelledError" in repr(failed)  # trio groups them
+    assert len(receipt.calls) >= 2
+    assert len(server.heads) == 2
+    world.close(client)
+
+
+@pytest.mark.skipif(not HAS_RESPONSES, reason="this SDK has no responses")
+@pytest.mark.parametrize("kind", ["Text/Event-Stream", "text/event-stream\r\nContent-Encoding: GZIP"])
+def test_the_id_of_a_background_stream_is_learned_however_its_headers_are_written(serve: Any, kind: str) -> None:
+    """Their values know no case: the run is cancelled at once, and not when its stream is over."""
+    job = {"id": "resp_1", "object": "response", "created_at": 1, "model": "m", "output": [], "status": "in_progress"}
+    created = b"data: %s\n\n" % json.dumps({"type": "response.created", "response": job}).encode()
+    if "GZIP" in kind:
+        packer = zlib.compressobj(wbits=31)
+        created = packer.compress(created) + packer.flush(zlib.Z_SYNC_FLUSH)
+
+    def talk(server: Server, connection: socket.socket, head: bytes, body: bytes) -> None:
+        if b"/cancel" in head or b"GET " in head:
+            connection.sendall(answer({**job, "status": "cancelled"}))
+        else:
+            connection.sendall(streamed(kind) + chunk(created))
+            server.go_on.wait(20)
+
+    server = serve(talk)
+    client = client_of(server)
+    with client.runs.open() as run:
+        stream = client.responses.create(model="m", input="x", background=True, stream=True)
+        next(iter(stream))
+        assert run.cancel(timeout=5).outcome == "cancelled"
+    assert any(b"/responses/resp_1/cancel" in head for head in server.heads)

@@ -66,7 +66,7 @@ def test_an_attached_client_goes_when_nobody_holds_it(world: Any, server: FakeOp
         client = plain(world, server)
         if attached:
             deadstop.attach(client)
-            for name in ("chat", "beta", "responses", "messages", "realtime"):
+            for name in ("chat", "beta", "responses", "messages", "realtime", "vector_stores"):
                 client.__dict__.pop(name, None)  # the SDK's resources refer back to the client
         gone = weakref.ref(client)
         del client

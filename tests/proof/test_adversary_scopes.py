@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextvars
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import anyio
 import pytest
 from worlds import CHAT, PATIENCE, Threads
 
@@ -78,6 +79,50 @@ def test_a_context_is_clean_again_after_scopes_that_overlap(client: Any) -> None
         return client.chat.completions.create(**CHAT)
 
     assert contextvars.copy_context().run(program).choices
+
+
+def test_a_scope_that_a_generator_has_left_elsewhere_is_over_where_it_was_entered(world: Any) -> None:
+    """A worker or a task that began a generator is not for ever in the scope that was cancelled in another one."""
+
+    def in_threads(client: Any) -> Any:
+        def answer() -> Iterator[Any]:
+            with client.runs.open("r") as run:
+                yield
+                run.check()
+
+        generator = answer()
+        next(generator)
+        client.runs.cancel("r")
+        with pytest.raises(RunCancelledError):
+            threads.start(next, generator).result()
+        with client.runs.open() as run:
+            return client.chat.completions.create(**CHAT), run.cancelled
+
+    async def in_tasks(client: Any) -> Any:
+        async def answer() -> AsyncIterator[Any]:
+            async with client.runs.open("r") as run:
+                yield
+                run.check()
+
+        generator = answer()
+        await generator.__anext__()
+        await client.runs.cancel("r")
+
+        async def go_on() -> None:
+            with pytest.raises(RunCancelledError):
+                await generator.__anext__()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(go_on)
+        async with client.runs.open() as run:
+            return await client.chat.completions.create(**CHAT), run.cancelled
+
+    with FakeOpenAI(rate=0, tokens=3) as server:
+        client = world.client(server.base_url, max_retries=0)
+        answer, cancelled = world.run(in_tasks if world.is_async else in_threads, client)
+        assert answer.choices
+        assert not cancelled
+        world.close(client)
 
 
 @pytest.mark.parametrize("how", ["cancel the parent", "cancel_all"])

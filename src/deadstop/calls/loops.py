@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import sys
+import threading
 import types
 from collections.abc import Coroutine, Generator
 from typing import Any, Callable, Optional, cast
 
 import anyio
 
-__all__ = ["Loop", "asked_of", "miscounted"]
+__all__ = ["Loop", "asked_of", "here", "miscounted"]
 
 
 class Loop:
@@ -131,6 +133,18 @@ class Loop:
 def _turn() -> Generator[None, None, None]:
     """As `asyncio.sleep(0)`."""
     yield
+
+
+def here() -> tuple[int, int]:
+    """Who runs this: the thread, and the task that it is in, if any."""
+    loop = asyncio._get_running_loop()
+    task: Any = None if loop is None else asyncio.current_task(loop)
+    if task is None and _library() == "trio":
+        import trio
+
+        with contextlib.suppress(RuntimeError):  # a thread, in the context of a task
+            task = trio.lowlevel.current_task()
+    return threading.get_ident(), id(task)
 
 
 def asked_of(task: Any) -> int:

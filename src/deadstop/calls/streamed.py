@@ -32,6 +32,8 @@ LINGER = 0.1
 """How long (seconds) to wait for the end of the body after the last event, so that the connection can be reused."""
 
 _EVENTS = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:data|event|id|retry)?\s?:")
+_TELLING = 16
+"""How many bytes of a body, without the space around them, say whether it is of events: more than the pattern takes."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,7 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
             begun: list[bytes] = []
             if not is_stream:
                 # Some servers stream under another type, or none: what comes says what it is.
-                while not b"".join(begun).strip():
+                while len(b"".join(begun).strip()) < _TELLING:
                     chunk = yield _Read(response)
                     if chunk is None:
                         break

@@ -123,7 +123,7 @@ class Tracker:
             self._size = LARGEST + 1  # an error is no run
             return
         self._decode, piecemeal = _decoder(response)
-        self.streamed = response.headers.get("content-type", "").startswith("text/event-stream")
+        self.streamed = response.headers.get("content-type", "").lower().startswith("text/event-stream")
         if self.streamed and piecemeal:
             self._events = EventStream()
 
@@ -200,7 +200,7 @@ class Tracker:
 
 def _decoder(response: Any) -> tuple[Optional[Decode], bool]:
     """What decodes the answer's bytes, if anything must; and whether it can do so piece by piece."""
-    encoding = response.headers.get("content-encoding", "")
+    encoding = response.headers.get("content-encoding", "").strip().lower()
     if encoding in ("", "identity"):
         return None, True
     if encoding in ("gzip", "x-gzip", "deflate"):

@@ -1,4 +1,4 @@
-"""The SDK's stream helpers (`chat.completions.stream()`, `responses.stream()`), fenced too.
+"""The SDK's stream helpers (`chat.completions.stream()` and its kin), fenced too, and what it does in threads.
 
 A helper makes several events of one chunk, so the fence below it is not enough. It is reached through the resource
 that makes it, when that resource is first asked for: nothing is imported early.
@@ -6,7 +6,10 @@ that makes it, when that resource is first asked for: nothing is imported early.
 
 from __future__ import annotations
 
+import contextvars
+import copy
 import functools
+import inspect
 from typing import Any, Callable, TypeVar
 
 __all__ = ["hook_client_resources", "hook_resources"]
@@ -66,6 +69,37 @@ def _with_stream(cls: Any) -> type:
     return Resource
 
 
+class _Uploads:
+    """A client, or its `files`, for the threads in which the SDK uploads: each goes on in the scope it was begun in."""
+
+    def __init__(self, inner: Any, context: contextvars.Context) -> None:
+        self._inner = inner
+        self._context = context
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    @property
+    def files(self) -> _Uploads:
+        return _Uploads(self._inner.files, self._context)
+
+    def create(self, *args: Any, **kwargs: Any) -> Any:
+        return self._context.copy().run(self._inner.create, *args, **kwargs)
+
+
+def _with_uploads(cls: Any) -> type:
+    """A resource whose `upload_and_poll()` uploads in the scope of its caller (tasks do so by themselves)."""
+
+    class Resource(cls):  # type: ignore[misc]
+        @functools.wraps(cls.upload_and_poll)
+        def upload_and_poll(self, *args: Any, **kwargs: Any) -> Any:
+            mine = copy.copy(self)
+            mine._client = _Uploads(self._client, contextvars.copy_context())
+            return cls.upload_and_poll(mine, *args, **kwargs)
+
+    return Resource
+
+
 def _with_hooked_children(cls: Any) -> type:
     """A resource whose children are prepared when they are first asked for."""
     lazy = {name: _Lazy(cls.__dict__[name], hook) for name, hook in _HOOKS.items() if _is_lazy(cls.__dict__.get(name))}
@@ -96,6 +130,14 @@ def _hook_connect(resource: Any) -> None:
         recast(resource, with_tracked_connections)
 
 
+def _hook_uploads(resource: Any) -> None:
+    from deadstop.calls.pool import recast
+
+    upload = getattr(type(resource), "upload_and_poll", None)
+    if upload is not None and not inspect.iscoroutinefunction(upload):
+        recast(resource, _with_uploads)
+
+
 def _is_lazy(attribute: Any) -> bool:
     return hasattr(attribute, "__get__") and not isinstance(attribute, (property, type(_is_lazy)))
 
@@ -107,12 +149,14 @@ _HOOKS: dict[str, Hook] = {
     "responses": _hook_stream,
     "messages": _hook_stream,
     "realtime": _hook_connect,
+    "vector_stores": _hook_children,
+    "file_batches": _hook_uploads,
 }
 
 
 def hook_resources(cls: C) -> C:
     """Class decorator: prepare the resources of a client class."""
-    for name in ("chat", "beta", "responses", "realtime"):
+    for name in ("chat", "beta", "responses", "realtime", "vector_stores"):
         for base in cls.__mro__:
             if name in base.__dict__:
                 original = base.__dict__[name]
@@ -124,7 +168,7 @@ def hook_resources(cls: C) -> C:
 
 def hook_client_resources(client: Any) -> None:
     """Prepare the resources of a client whose class is to be left alone."""
-    for name in ("chat", "beta", "responses", "messages", "realtime"):
+    for name in ("chat", "beta", "responses", "messages", "realtime", "vector_stores"):
         resource = getattr(client, name, None)
         if resource is not None:
             _HOOKS[name](resource)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 from deadstop.calls import timers
 from deadstop.calls.call import Call
 from deadstop.calls.completion import Completion
+from deadstop.calls.loops import here
 from deadstop.core.model import CancelReceipt, Cause, Intent, Level
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import (
@@ -51,6 +52,7 @@ class BaseRun:
         "_callbacks",
         "_cancelling",
         "_entered",
+        "_left",
         "_outer",
         "_timer",
         "alone",
@@ -107,7 +109,8 @@ class BaseRun:
         self._callbacks: dict[int, Callable[[BaseRun], Any]] = {}
         self._cancelling: dict[str, Cancelling] = {}
         self._timer: Any = None
-        self._entered = False
+        self._entered: Optional[tuple[int, int]] = None  # by whom
+        self._left: Optional[tuple[int, int]] = None
         self._outer: Optional[BaseRun] = None
         self.alone: dict[int, BaseRun] = {}  # runs made of one call each, to be cancelled by itself
 
@@ -320,7 +323,7 @@ class BaseRun:
         """The scope is open from here on, in this context; its deadline runs. Raises `UsageError` the second time."""
         if self._entered or self.ended:
             raise UsageError(f"Run {self.name!r} was entered before. Open a run for each `with` block.")
-        self._entered = True
+        self._entered = here()
         self.join_parent()
         if self.timeout is not None:
             self._timer = timers.at(self.opened + self.timeout, self._expire)
@@ -340,6 +343,7 @@ class BaseRun:
 
     def leave(self) -> list[Call]:
         """The scope ends. Returns the calls that are still open in it: streams that were left early."""
+        self._left = here()
         if self._timer is not None:
             self._timer.stop()
         if current_run.get() is self:  # scopes of suspended generators may end in another order than they began
@@ -358,9 +362,19 @@ class BaseRun:
         One that was cancelled counts though it has ended: nothing is started under it any more (I15).
         """
         run: Optional[BaseRun] = self
-        while run is not None and run.ended and not run.cancelled:
+        while run is not None and run.ended and not (run.cancelled and run._binds()):
             run = run.parent
+        if run is not self:
+            current_run.set(run)
         return run
+
+    def _binds(self) -> bool:
+        """Whether a scope that was left still concerns who is here.
+
+        A generator may be ended by another thread or task than the one that it was begun by. That one is out of the
+        scope as well, and only its context does not know.
+        """
+        return self._left == self._entered or here() != self._entered
 
     def end(self) -> None:
         """Nothing more belongs to the run."""

@@ -93,6 +93,21 @@ def test_a_last_chunk_without_its_blank_line_counts() -> None:
     assert ended(last, b"data: [DONE]").status == 200
 
 
+def test_events_that_end_with_a_single_newline_are_told_apart() -> None:
+    """Clients that read line by line do not mind, so some servers do not either."""
+    events = [data({"choices": [{"index": 0, "delta": {"content": text}}]}) for text in ("Hel", "lo")]
+    stream = b"".join(event.replace(b"\n\n", b"\n") for event in (*events, DONE))
+    assert json.loads(ended(stream).body)["choices"][0]["message"]["content"] == "Hello"
+    with pytest.raises(Truncated):
+        ended(stream[: len(stream) - len(DONE) - 5])
+
+
+def test_an_event_may_have_its_json_on_several_lines() -> None:
+    """As the standard has it, also where a line begins as an event of its own would."""
+    stream = b'data: {"choices": [{"index": 0, "delta":\ndata: {"content": "Hello"}}]}\n\n'
+    assert json.loads(ended(stream, DONE).body)["choices"][0]["message"]["content"] == "Hello"
+
+
 def test_a_stream_that_ends_early_is_truncated() -> None:
     """Without the mark and without a finish reason, what came is not the answer."""
     with pytest.raises(Truncated, match="after 1 events"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Optional, Union
 
@@ -76,7 +77,7 @@ class Assembler(ABC):
 
     def _read(self, events: list[Event]) -> None:
         try:
-            for name, data in events:
+            for name, data in _apart(events):
                 self._count += 1
                 if self._take_bare(data) if name == BARE else self._take(name, data):
                     self._complete = True
@@ -114,6 +115,18 @@ class Assembler(ABC):
             "together; the connection probably broke off."
         )
         return True
+
+
+def _apart(events: list[Event]) -> Iterator[Event]:
+    """The events, also where a server ends each with a single newline, so that several come as the lines of one."""
+    for name, data in events:
+        lines = data.split(b"\n") if b"\n" in data and name != BARE else []
+        # Inside of one JSON there would be a comma between a line that ends so and one that begins so.
+        begun = lines and all(line.startswith((b"{", b"[")) for line in lines)
+        if begun and all(line.rstrip().endswith((b"}", b"]")) for line in lines[:-1]):
+            yield from ((b"", line) for line in lines)
+        else:
+            yield name, data
 
 
 def error_in(value: Any) -> Optional[dict[str, Any]]:
