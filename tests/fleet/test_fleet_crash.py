@@ -19,7 +19,7 @@ from deadstop.testing import FakeProcess
 from deadstop.testing.runs import RunRecord
 
 AT_ONCE = 3
-KILLS = {"sqlite": 300, "postgresql": 100}
+KILLS = {"sqlite": 200, "postgresql": 100}
 STORIES = ("scope", "pair", "address", "orphan")
 
 
