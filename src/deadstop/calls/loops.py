@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import sys
 import threading
@@ -139,11 +138,14 @@ def here() -> tuple[int, int]:
     """Who runs this: the thread, and the task that it is in, if any."""
     loop = asyncio._get_running_loop()
     task: Any = None if loop is None else asyncio.current_task(loop)
-    if task is None and _library() == "trio":
+    if task is None and "trio" in sys.modules:
         import trio
 
-        with contextlib.suppress(RuntimeError):  # a thread, in the context of a task
-            task = trio.lowlevel.current_task()
+        inside = getattr(trio.lowlevel, "in_trio_task", None)  # from trio 0.23 on
+        try:
+            task = trio.lowlevel.current_task() if inside is None or inside() else None
+        except RuntimeError:  # in none
+            pass
     return threading.get_ident(), id(task)
 
 
