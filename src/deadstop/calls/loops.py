@@ -142,7 +142,7 @@ def here() -> tuple[int, int]:
         import trio
 
         inside = getattr(trio.lowlevel, "in_trio_task", None)  # from trio 0.23 on
-        try:
+        try:  # noqa: SIM105  (each scope comes by here twice)
             task = trio.lowlevel.current_task() if inside is None or inside() else None
         except RuntimeError:  # in none
             pass
