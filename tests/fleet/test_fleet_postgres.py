@@ -15,6 +15,7 @@ import pytest
 from fleet_homes import SOURCES, Child
 from ledger_postgres import server as database
 from nursery import popen
+from remote_runs import JSON
 from worlds import until
 
 import deadstop
@@ -290,7 +291,6 @@ def test_a_database_that_is_down_stops_no_local_cancel(
 ) -> None:
     """Calls and remote runs of this process are cancelled all the same, and their receipts say that they are not kept;
     a cancel of another process's run is a clear error. When it is there again, cancels are on record again."""
-    JSON: Any = dict
     with client.runs.open("remote"):
         client.post("/responses", body={"model": "m", "input": "hi", "background": True}, cast_to=JSON)
     call = world.start(world.create, client, "call")
