@@ -31,7 +31,7 @@ EXTRAS = "[cli,nats,otel,postgres,testing]"
 UV = "0.13.9"
 UV_OLDEST = (0, 8)  # the first with `uv venv --clear`
 LAYERS = {"test": ["test.txt"], "dev": ["test.txt", "dev.txt"]}
-# Four tests at a time, each in a process that runs many. The Makefile has the same.
+# Five tests at a time, each in a process that runs many. The Makefile has the same.
 PYTEST = ["-m", "pytest", "--numprocesses", os.environ.get("JOBS", "5"), "--dist", "worksteal"]
 WORKING_TREE = ["--editable", f".{EXTRAS}"]
 

@@ -163,7 +163,7 @@ def test_without_a_drain_nothing_is_read_on(world: Any, client: Any, server: Fak
     assert server.requests[0].tokens_generated < 1000
 
 
-@pytest.mark.parametrize("where", ["run", "client", "environment"])
+@pytest.mark.parametrize("where", ["run", "client", "environment", "in place of others"])
 def test_a_drain_is_set_where_every_setting_is(
     world: Any, client: Any, server: FakeOpenAI, where: str, monkeypatch: Any
 ) -> None:
@@ -174,6 +174,12 @@ def test_a_drain_is_set_where_every_setting_is(
     elif where == "client":
         client.runs.policy = DRAIN
     else:
+        others = ("ONE_MORE", "AND_ANOTHER") if where == "in place of others" else ()
+        for name in others:  # the environment is as large as it was when none of it was a setting
+            monkeypatch.setenv(name, "1")
+        world.run(world.create, client, "chat-0", max_tokens=1)
+        for name in others:
+            monkeypatch.delenv(name)
         monkeypatch.setenv("DEADSTOP_DRAIN", str(PATIENCE))
         monkeypatch.setenv("DEADSTOP_TIMEOUT", str(2 * PATIENCE))
     calling = world.start(world.create, client, "chat-1", scope, max_tokens=40)

@@ -130,8 +130,8 @@ def test_a_bus_keeps_no_process_alive(url: str, up: bool) -> None:
         server.kill()
     assert (done.returncode, done.stdout) == (0, f"{up}\n"), done.stderr
     # Under -X dev asyncio tells of steps that took longer than 0.1 s, too: of a busy machine.
-    said = [line for line in done.stderr.splitlines() if "can't be reached now" not in line and " took " not in line]
-    assert said == []
+    said = [line for line in done.stderr.splitlines() if "can't be reached now" not in line]
+    assert [line for line in said if not line.startswith("Executing <")] == []
 
 
 @real

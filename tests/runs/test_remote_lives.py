@@ -144,8 +144,10 @@ def test_a_cancel_that_the_users_code_sent_is_seen(world: Any, client: Any, serv
     server.add(faults.StaysCancelling(None), path="/cancel")
     world.run(client.post, f"/batches/{data['id']}/cancel", cast_to=JSON)
     with pytest.raises(RunCancellationTimeoutError) as caught:
-        world.run(client.runs.cancel, f"batch:{data['id']}", timeout=0.3)
+        # To connect on a busy machine took 0.3 s once, and then that is what it is diagnosed as, rightly.
+        world.run(client.runs.cancel, f"batch:{data['id']}", timeout=1.0)
     assert truth(server).cancels == 1
+    assert caught.value.receipt.reads[0].status == 200
     assert caught.value.diagnosis.klass in ("server_slow", "server_ignored"), caught.value.diagnosis
 
 

@@ -109,7 +109,7 @@ def _interruptible(cls: Any) -> type:
 def _exchange(call: Call, request: Any, send: Callable[[Any], Any], transport: Any) -> Any:
     pools = pools_of(transport)
     for pool in pools:
-        if type(pool._network_backend) is not Backend:
+        if type(pool._network_backend) is not Backend:  # as it says itself; each request passes here
             hook_backend(pool)
     call.begin_exchange(opaque=not pools, request=request)
     request.extensions = {**request.extensions, CALL: call}

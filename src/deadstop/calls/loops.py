@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional, cast
 
 import anyio
 
-__all__ = ["Loop", "asked_of", "here", "miscounted"]
+__all__ = ["Loop", "asked_of", "miscounted", "who_runs"]
 
 
 class Loop:
@@ -134,7 +134,7 @@ def _turn() -> Generator[None, None, None]:
     yield
 
 
-def here() -> tuple[int, int]:
+def who_runs() -> tuple[int, int]:
     """Who runs this: the thread, and the task that it is in, if any."""
     loop = asyncio._get_running_loop()
     task: Any = None if loop is None else asyncio.current_task(loop)

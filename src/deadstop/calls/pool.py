@@ -106,7 +106,7 @@ def transports_of(http_client: Any) -> list[Any]:
 def pools_of(transport: Any) -> list[Any]:
     """The connection pools that a transport sends on: its own, or those of the transports it wraps."""
     pool = getattr(transport, "_pool", None)
-    if hasattr(pool, "_network_backend"):
+    if hasattr(pool, "_network_backend"):  # as `_holders` finds, too: each request asks twice, and nearly all stop here
         return [pool]
     return [holder._pool for holder in _holders(transport)]
 

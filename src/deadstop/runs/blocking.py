@@ -196,8 +196,7 @@ class Runs:
                 receipt = _elsewhere(away, bounds)
                 if receipt is not None:
                     return receipt
-        run = registry._live.get(target) if type(target) is str else None  # without a call more: it is run cold
-        return cancel(run or registry.find(target), asked, facts)
+        return cancel(registry.find(target), asked, facts)
 
     def cancel_all(
         self,

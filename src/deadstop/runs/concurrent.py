@@ -207,8 +207,7 @@ class AsyncRuns:
                 receipt = await _elsewhere(away, bounds)
                 if receipt is not None:
                     return receipt
-        run = registry._live.get(target) if type(target) is str else None  # without a call more: it is run cold
-        return await cancel(run or registry.find(target), asked, facts)
+        return await cancel(registry.find(target), asked, facts)
 
     async def cancel_all(
         self,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 from deadstop.calls import timers
 from deadstop.calls.call import Call
 from deadstop.calls.completion import Completion
-from deadstop.calls.loops import here
+from deadstop.calls.loops import who_runs
 from deadstop.core.model import CancelReceipt, Cause, Intent, Level
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import (
@@ -323,7 +323,7 @@ class BaseRun:
         """The scope is open from here on, in this context; its deadline runs. Raises `UsageError` the second time."""
         if self._entered or self.ended:
             raise UsageError(f"Run {self.name!r} was entered before. Open a run for each `with` block.")
-        self._entered = here()
+        self._entered = who_runs()
         self.join_parent()
         if self.timeout is not None:
             self._timer = timers.at(self.opened + self.timeout, self._expire)
@@ -343,7 +343,7 @@ class BaseRun:
 
     def leave(self) -> list[Call]:
         """The scope ends. Returns the calls that are still open in it: streams that were left early."""
-        self._left = here()
+        self._left = who_runs()
         if self._timer is not None:
             self._timer.stop()
         if current_run.get() is self:  # scopes of suspended generators may end in another order than they began
@@ -374,7 +374,7 @@ class BaseRun:
         A generator may be ended by another thread or task than the one that it was begun by. That one is out of the
         scope as well, and only its context does not know.
         """
-        return self._left == self._entered or here() != self._entered
+        return self._left == self._entered or who_runs() != self._entered
 
     def end(self) -> None:
         """Nothing more belongs to the run."""

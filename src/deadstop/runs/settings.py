@@ -89,7 +89,8 @@ def check_settings(*, opening: bool = False) -> None:
 _complained: set[str] = set()
 _others: frozenset[Any] = frozenset()  # names that are no settings of ours
 others = -1
-"""How many names there were when none was a setting of ours. While it is as many, `SETTINGS` need not be searched."""
+"""How many names there were when a scope was opened last, and none was a setting of ours; -1: one was. While it is as
+many, `SETTINGS` need not be searched."""
 _environ = os.environ  # whose they are: tests put another one in its place
 _checked: dict[str, tuple[Any, Any, Any]] = {}  # what was found right
 
@@ -98,13 +99,15 @@ def _raw() -> tuple[Any, ...]:
     """Our variables as the system keeps them: each cancel asks, and decoding all of them takes longer than the rest."""
     global _others, others
     if _others >= SETTINGS and os.environ is _environ:  # as with each scope that is opened
+        others = len(SETTINGS)
         return ()
     raw = getattr(os.environ, "_data", None) or dict(os.environ)
     names = list(raw)
     prefix: Any = b"DEADSTOP_" if names and isinstance(names[0], bytes) else "DEADSTOP_"
     ours = tuple([(name, raw.get(name)) for name in names if name.startswith(prefix)])
+    others = -1 if ours else len(names)
     if not ours:
-        _others, others = frozenset(names), len(names)
+        _others = frozenset(names)
     return ours
 
 
