@@ -123,6 +123,8 @@ class Keeper(Hearing):
             self.kept(run).told = True
             record = ledger.open_run(opening)  # others have to know who may cancel it, and what becomes of it
             self.kept(run).epoch = record.epoch
+            if run.ended:
+                self._close(run)  # it was left before it was on record
             return record.intent
 
         def found(record: Optional[IntentRecord], error: Optional[Exception]) -> None:
@@ -324,8 +326,6 @@ class Keeper(Hearing):
 
     def strike(self, run: BaseRun, wanted: Intent, deadline: float = math.inf) -> None:
         """Cancel a run as somebody elsewhere wants it. Never blocks."""
-        if run.ended:
-            self.recording(run)  # it is on record, so its outcome has to be, even if there is nothing to cancel
         run.request_cancel(
             run.intent(
                 reason=wanted.reason,
@@ -336,8 +336,10 @@ class Keeper(Hearing):
                 request_id=wanted.request_id,
             )
         )
-        if run.ended and run.receipt is not None:
-            self.settled(run, run.receipt)
+        if run.ended:
+            self.recording(run)  # it is on record, so its outcome has to be, even if there is nothing to cancel
+            if run.receipt is not None:
+                self.settled(run, run.receipt)
 
     def read_again(self, wanted: list[IntentRecord], parked: list[IntentRecord]) -> None:
         """As `Hearing.read_again`; and what could not be put on record is tried again."""

@@ -348,7 +348,7 @@ class Registry:
     def retire(self, run: BaseRun) -> None:
         """The run has ended: it is remembered for a while."""
         if self._live.get(run.name) is run:
-            del self._live[run.name]
+            # The name comes free last: who opens or cancels the next run of it comes after all that is this one's.
             if self.keeper is not None:
                 self.keeper.ended(run)
             if not run.anonymous or run.cancelled or run.remote is not None:
@@ -356,6 +356,8 @@ class Registry:
                 self._ended[run.name] = run
                 if len(self._ended) > KEPT:
                     self._forget()
+            if self._live.get(run.name) is run:
+                del self._live[run.name]
 
     def _forget(self) -> None:
         with contextlib.suppress(KeyError, RuntimeError, StopIteration):  # somebody else made room

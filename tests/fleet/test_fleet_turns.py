@@ -1,0 +1,120 @@
+"""One turn after the other under one name: where one ends and the next begins, and which of them a cancel is for."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+from typing import Any
+
+import pytest
+from fleet_homes import other_way
+from remote_runs import JSON
+
+import deadstop
+from deadstop import CancelPolicy, RunAlreadyOpenError
+from deadstop.fleet.member import Member
+from deadstop.ledger.base import Ledger
+from deadstop.testing import FakeOpenAI
+
+BACKGROUND: Any = {"model": "m", "input": "hi", "background": True}
+
+pytestmark = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+
+
+def client_of(server: FakeOpenAI, url: str) -> Any:
+    one = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0, runs_url=url)
+    one.runs.policy = CancelPolicy(timeout=5.0, recheck=0, on_timeout="return")
+    assert member_of(one).writes.drain(20.0)
+    return one
+
+
+def member_of(client: Any) -> Member:
+    found: Member = client.runs._registry.keeper.member
+    return found
+
+
+@pytest.fixture
+def client(server: FakeOpenAI, url: str) -> Any:
+    one = client_of(server, url)
+    yield one
+    one.close()
+
+
+@pytest.fixture
+def other(server: FakeOpenAI, url: str) -> Any:
+    """As a client of another process."""
+    one = client_of(server, other_way(url))
+    yield one
+    one.close()
+
+
+def at_the_end(client: Any, monkeypatch: pytest.MonkeyPatch, work: Any) -> None:
+    """Have that done while the next run that ends is on its way out."""
+    keeper, left = client.runs._registry.keeper, [work]
+    ended = keeper.ended
+
+    def meanwhile(run: Any) -> None:
+        if left:
+            left.pop()()
+        ended(run)
+
+    monkeypatch.setattr(keeper, "ended", meanwhile)
+
+
+def test_a_cancel_at_the_very_end_is_not_for_the_next_turn(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is ending is known all the time: nothing is parked that would have the next one born cancelled."""
+    told = []
+    at_the_end(client, monkeypatch, lambda: told.append(client.runs.cancel("chat-42").outcome))
+    with client.runs.open("chat-42"):
+        pass
+    assert told == ["finished_first"]
+    with client.runs.open("chat-42") as run:
+        assert not run.cancelled
+
+
+def test_a_turn_that_begins_at_the_very_end_of_the_last_is_not_taken_for_it(
+    client: Any, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The name is free once all that belongs to the last run of it is on its way to the record."""
+    born = []
+
+    def next_turn() -> None:
+        with contextlib.suppress(RunAlreadyOpenError), client.runs.open("chat-42", cancellers=["ann"]) as run:
+            born.append(run.cancelled)
+
+    at_the_end(client, monkeypatch, next_turn)
+    with client.runs.open("chat-42", cancellers=["ann"]) as run:
+        run.cancel(actor="ann")
+    next_turn()
+    assert not any(born)
+    assert len(ledger.runs("chat-42", ended=True)) == 1 + len(born)
+
+
+def test_a_turn_that_ends_before_it_is_on_record_is_closed_there(
+    client: Any, other: Any, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger was slow to open it. Who cancels by name later means the run that there is then."""
+    monkeypatch.setattr("deadstop.runs.blocking.PATIENCE", 0.05)
+    member, free = member_of(client), threading.Event()
+    member.writes.submit(lambda: free.wait(20.0))
+    with client.runs.open("chat-42", cancellers=["ann"]):
+        pass
+    free.set()
+    assert member.writes.drain(20.0)
+    assert ledger.runs("chat-42") == []
+    with client.runs.open("chat-42") as run:
+        assert other.runs.cancel("chat-42").outcome == "cancelled"
+        assert run.cancelled
+
+
+def test_a_scope_that_was_left_is_cancelled_with_a_record(
+    client: Any, other: Any, server: FakeOpenAI, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it began is at work, so its cancel is put on record before a request leaves, and nobody waits in vain."""
+    with client.runs.open("chat-42"):
+        client.post("/responses", body=BACKGROUND, cast_to=JSON)
+    assert member_of(client).writes.drain(20.0)
+    with caplog.at_level(logging.WARNING, "deadstop"):
+        assert other.runs.cancel("chat-42").outcome == "cancelled"
+    assert [each.getMessage() for each in caplog.records if "record" in each.getMessage()] == []
