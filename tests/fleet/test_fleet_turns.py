@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fleet_homes import other_way
 from remote_runs import JSON
+from worlds import until
 
 import deadstop
 from deadstop import CancelPolicy, RunAlreadyOpenError
@@ -106,6 +107,19 @@ def test_a_turn_that_ends_before_it_is_on_record_is_closed_there(
     with client.runs.open("chat-42") as run:
         assert other.runs.cancel("chat-42").outcome == "cancelled"
         assert run.cancelled
+
+
+def test_a_cancel_by_name_is_for_the_turn_of_now_and_what_the_last_one_left(
+    client: Any, other: Any, server: FakeOpenAI
+) -> None:
+    """The last turn is on record, since its remote run goes on; the one of now is not, as nearly all."""
+    with client.runs.open("chat-42"):
+        client.post("/responses", body=BACKGROUND, cast_to=JSON)
+    assert member_of(client).writes.drain(20.0)
+    with client.runs.open("chat-42") as run:
+        assert other.runs.cancel("chat-42").outcome == "cancelled"
+        assert server.runs[0].truth == "cancelled"
+        until(lambda: run.cancelled, "the cancel of the turn of now")
 
 
 def test_a_scope_that_was_left_is_cancelled_with_a_record(

@@ -101,10 +101,11 @@ class Hearing(ABC):
             self._tell_again(before, message)
             return True
         run = self.meant(name, epoch) if epoch else self.held(name)
-        wanted = asked_for(name, message)
+        wanted, today = asked_for(name, message), self.today(name)
+        if today is not None and (today is run or float(message.get("at", math.inf)) < unix(today.opened)):
+            today = None
         if run is None:
-            run, wanted = self.today(name), replace(wanted, request_id=None)  # that id is the other life's on record
-            run = None if run is not None and float(message.get("at", math.inf)) < unix(run.opened) else run
+            run, today, wanted = today, None, replace(wanted, request_id=None)  # that id is the other life's on record
         if run is None or run.kept is None:
             return False
         left = message.get("left")
@@ -112,20 +113,36 @@ class Hearing(ABC):
             self.member.answer(message.get("reply"), {"do": "refused", "id": message.get("id")})
             return True
         until = math.inf if left is None else time.monotonic() + float(left)
-        self._do(run, run.kept, wanted, until, message.get("reply"), asked)
+        self._do(run, run.kept, wanted, until, message.get("reply"), asked, today)
         return True
 
-    def _do(self, run: BaseRun, kept: Kept, wanted: Intent, until: float, reply: Optional[str], asked: str) -> None:
+    def _do(
+        self,
+        run: BaseRun,
+        kept: Kept,
+        wanted: Intent,
+        until: float,
+        reply: Optional[str],
+        asked: str,
+        today: Optional[BaseRun] = None,
+    ) -> None:
         """Strike, and tell who has asked: that it is under way, and what came of it."""
 
         def strike() -> None:
             kept.replies.append((str(reply), asked))
             self._take_up((wanted.run, asked), run)
             self.strike(run, wanted, until)
+            self._strike_today(today, wanted, until)
             self.member.write(lambda: self._reply(kept))  # should it be settled already
 
         # The answer first: what is struck may end the whole process at once.
         self.member.answer(reply, {"do": "have", "id": asked}, strike)
+
+    def _strike_today(self, run: Optional[BaseRun], one: Intent, deadline: float = math.inf) -> None:
+        """Cancel the run of `today` with what the record has for an earlier life."""
+        wish = replace(one, request_id=None)  # that id is the other life's on record
+        if run is not None and not run.cancelled and self.may(run, wish):
+            self.strike(run, wish, deadline)
 
     def _take_up(self, asked: tuple[str, str], run: BaseRun) -> None:
         self._taken_up[asked] = run
@@ -195,14 +212,14 @@ class Hearing(ABC):
                     self._do(run, run.kept, each.intent, math.inf, reply, asked)
         for each in wanted:
             run = self.meant(each.run, each.epoch)
-            if run is not None and not run.cancelled and each.outcome is not Outcome.UNCONFIRMED:
-                self.strike(run, each.intent)
-            elif run is None and each.outcome is None:
-                run = self.today(each.run)
-                for one in () if run is None else (each.intent, *each.later):
-                    wish = replace(one, request_id=None)  # that id is the other life's on record
-                    if run is not None and not run.cancelled and wish.at >= unix(run.opened) and self.may(run, wish):
-                        self.strike(run, wish)
+            unheard = run is not None and not run.cancelled and each.outcome is not Outcome.UNCONFIRMED
+            if unheard or (run is None and each.outcome is None):
+                today = self.today(each.run)
+                if run is not None:
+                    self.strike(run, each.intent)
+                for one in () if today is None or today is run else (each.intent, *each.later):
+                    if today is not None and one.at >= unix(today.opened):
+                        self._strike_today(today, one)
             elif run is not None and run.receipt is not None and run.receipt.outcome is not (each.outcome or 0):
                 self.settled(run, run.receipt)  # the ledger was down when there was an outcome
         try:
