@@ -17,6 +17,7 @@ from deadstop.core.diagnosis import Facts, diagnose
 from deadstop.core.model import CancelReceipt, Evidence, Intent, Level, Outcome
 from deadstop.errors import CancelRefusedError, LedgerError, LedgerUnavailable
 from deadstop.fleet.exchange import BUS
+from deadstop.fleet.holder import question_of
 from deadstop.ledger import rows
 from deadstop.ledger.facts import IntentRecord, Opening
 from deadstop.runs.checks import checked_for_others
@@ -60,7 +61,8 @@ class Elsewhere:
         self._asked = asked
         self._park = park
         self._began = time.monotonic()
-        request = self._id = facts.pop("request_id", None) or uuid.uuid4().hex
+        request = facts.pop("request_id", None) or uuid.uuid4().hex
+        self._id = question_of(name, request)
         self._intent = Intent(name, level=asked.level, request_id=request, **facts)
         self._record: Optional[IntentRecord] = None
         self._receipt: Optional[CancelReceipt] = None
@@ -84,7 +86,7 @@ class Elsewhere:
 
     def begin(self) -> None:
         """Put it on record and signal. Never blocks."""
-        self._member.waiting[self._id] = self._heard
+        self._member.hear(self._id, self._heard)
         if self._park:
             self._member.write(self._keep, self._kept)
         else:
@@ -102,7 +104,7 @@ class Elsewhere:
             self._member.write(self._withdraw)
 
     def _deaf(self) -> None:
-        self._member.waiting.pop(self._id, None)
+        self._member.deaf(self._id, self._heard)
 
     # In the threads of the ledger
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union, cast
 
 from deadstop.core.model import Cause, Intent, Outcome
 from deadstop.errors import DeadstopError
+from deadstop.fleet.holder import question_of
 from deadstop.fleet.member import Member, Message
 from deadstop.kinds import register as kinds
 from deadstop.ledger.facts import IntentRecord
@@ -209,7 +210,7 @@ class Hearing(ABC):
                 if run.kept is None or asked is None or reply is None:
                     self.strike(run, each.intent)
                 else:
-                    self._do(run, run.kept, each.intent, math.inf, reply, asked)
+                    self._do(run, run.kept, each.intent, math.inf, reply, question_of(each.run, asked))
         for each in wanted:
             run = self.meant(each.run, each.epoch)
             unheard = run is not None and not run.cancelled and each.outcome is not Outcome.UNCONFIRMED
