@@ -207,11 +207,11 @@ class Registry:
 
     def christen(self, run: BaseRun, ref: Ref) -> None:
         """The id of a remote run is known: from now on that is its name."""
-        if self._live.get(run.name) is run:
-            del self._live[run.name]
-        run.name = str(ref)
-        self._live[run.name] = run
-        self._remotes[ref] = run
+        before, after = run.name, str(ref)
+        self._live[after] = self._remotes[ref] = run  # first: it is to be found all the time
+        run.name = after
+        if before != after and self._live.get(before) is run:
+            del self._live[before]
         self._make_room()
 
     def _make_room(self) -> None:
@@ -272,7 +272,7 @@ class Registry:
 
     def live(self) -> list[BaseRun]:
         """The runs that have not ended, oldest first."""
-        return list(self._live.values())
+        return list(dict.fromkeys(self._live.values()))  # one that is being renamed is there twice
 
     def get(self, name: str) -> BaseRun:
         """The run of that name, live or ended lately. Raises `UnknownRunError`."""
