@@ -30,7 +30,7 @@ def client_of(server: FakeOpenAI, url: str) -> Any:
     return one
 
 
-def member_of(client: Any) -> Member:
+def member_of(client: Any) -> Any:
     found: Member = client.runs._registry.keeper.member
     return found
 
@@ -132,3 +132,51 @@ def test_a_scope_that_was_left_is_cancelled_with_a_record(
     with caplog.at_level(logging.WARNING, "deadstop"):
         assert other.runs.cancel("chat-42").outcome == "cancelled"
     assert [each.getMessage() for each in caplog.records if "record" in each.getMessage()] == []
+
+
+def test_a_request_that_is_repeated_is_not_for_the_turn_of_now(
+    client: Any, other: Any, server: FakeOpenAI, url: str
+) -> None:
+    """It was about the last turn and has its result, and nothing is changed (I8); who holds the name now goes on."""
+    asker, heard = client_of(server, other_way(url).replace("/./", "/././")), threading.Event()
+    with client.runs.open("chat-42"):
+        first = asker.runs.cancel("chat-42", request_id="stop")
+    with other.runs.open("chat-42") as run:
+        again = asker.runs.cancel("chat-42", request_id="stop")
+        member_of(other).waiting["x"] = lambda message: heard.set()
+        member_of(asker).post.send(member_of(other).post.address, {"do": "have", "id": "x"})
+        assert heard.wait(20.0), "what was signalled before has been heard by then"
+        assert not run.cancelled
+    asker.close()
+    assert (first.outcome, again.outcome) == ("cancelled", "cancelled")
+
+
+def test_who_takes_a_question_up_while_it_is_taken_back_is_waited_for(
+    client: Any, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of that name has ended here, so it was only asked who holds it; the holder's answer came at the last."""
+    with client.runs.open("chat-42"):
+        pass
+    member, wanted = member_of(client), threading.Event()
+    retract = member.ledger.retract
+    monkeypatch.setattr(type(member), "across", 0.1)
+    monkeypatch.setattr(member, "signal", lambda message: (set(), True))  # others that say nothing if it is not theirs
+
+    def meanwhile(*about: Any) -> bool:
+        for each in list(member.waiting.values()):
+            each({"do": "have", "owner": member_of(other).process.owner})
+        wanted.set()
+        return retract(*about)
+
+    monkeypatch.setattr(member.ledger, "retract", meanwhile)
+    with other.runs.open("chat-42") as run:
+
+        def take_up() -> None:
+            wanted.wait(20.0)
+            member.writes.drain(20.0)
+            run.cancel(request_id="stop")
+
+        holder = threading.Thread(target=take_up)
+        holder.start()
+        assert client.runs.cancel("chat-42", request_id="stop").outcome == "cancelled"
+        holder.join()
