@@ -14,6 +14,7 @@ from worlds import until
 
 import deadstop
 from deadstop import CancelPolicy, RunAlreadyOpenError
+from deadstop.errors import CancelRefusedError
 from deadstop.fleet.member import Member
 from deadstop.ledger.base import Ledger
 from deadstop.testing import FakeOpenAI
@@ -149,6 +150,18 @@ def test_a_request_that_is_repeated_is_not_for_the_turn_of_now(
         assert not run.cancelled
     asker.close()
     assert (first.outcome, again.outcome) == ("cancelled", "cancelled")
+
+
+def test_a_refused_cancel_by_address_leaves_nothing_open(client: Any, ledger: Ledger) -> None:
+    """The try is on record, and the run is not listed for it after its end (I19)."""
+    with client.runs.open("chat-42", cancellers=["ann"]):
+        made = client.post("/responses", body=BACKGROUND, cast_to=JSON)
+        with pytest.raises(CancelRefusedError):
+            client.runs.cancel(f"response:{made['id']}", actor="eve")
+        client.runs.cancel("chat-42", actor="ann")
+    assert member_of(client).writes.drain(20.0)
+    assert [each.actor for each in ledger.refusals()] == ["eve"]
+    assert ledger.runs() == []
 
 
 def test_who_takes_a_question_up_while_it_is_taken_back_is_waited_for(

@@ -264,6 +264,8 @@ class Keeper(Hearing):
                 self._close(run)
         except CancelRefusedError as error:
             log.warning("Refused, and on record: %s", error)
+            if not kept.epoch:  # nothing but the refusal is
+                ledger.close_run(kept.name, ledger.open_run(self.opening(run)).epoch, now=time.time())
         except Exception as error:
             log.warning("The cancel of run %r is not on record: %s", kept.name, error)
             if recording is not None:
