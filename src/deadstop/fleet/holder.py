@@ -49,3 +49,6 @@ class Holder(Protocol):
 
     def forgotten(self) -> None:
         """The ledger has lost all that it had: put what is held here on record anew. Must not block."""
+
+    def forked(self) -> None:
+        """This is a child now: the runs that are known here are its parent's. Must not block."""

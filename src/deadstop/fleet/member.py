@@ -373,5 +373,7 @@ class Member(Others):
             self.post.disown()
         if self.exchange is not None:
             self.exchange.forked()
+        for each in list(self.holders):
+            each.forked()
         self.waiting, self.left = {}, set()
         self._unborn, self._bearing, self._birth = True, False, threading.RLock()

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from deadstop.core.model import CancelReceipt
     from deadstop.runs.keeper import Keeper
     from deadstop.runs.registry import Registry
+    from deadstop.runs.remote import Remote
     from deadstop.runs.run import BaseRun
 
 __all__ = ["Hearing"]
@@ -42,6 +43,8 @@ class Hearing(ABC):
     member: Member
     pick_up: Callable[[list[IntentRecord]], None]
     _taken_up: dict[tuple[str, str], BaseRun]  # by the name and the id of the question
+    _births: dict[int, tuple[BaseRun, Remote]]  # remote runs that are not on record yet
+    _forgotten: dict[int, BaseRun]  # runs that are not on record any more
 
     @abstractmethod
     def strike(self, run: BaseRun, wanted: Intent, deadline: float = math.inf) -> None:
@@ -110,10 +113,13 @@ class Hearing(ABC):
         if run is None or run.kept is None:
             return False
         left = message.get("left")
+        until = math.inf if left is None else time.monotonic() + float(left)
         if not self.may(run, wanted):
             self.member.answer(message.get("reply"), {"do": "refused", "id": message.get("id")})
             return True
-        until = math.inf if left is None else time.monotonic() + float(left)
+        if run.kept.lent:
+            self.strike(run, wanted, until)
+            return False
         self._do(run, run.kept, wanted, until, message.get("reply"), asked, today)
         return True
 
@@ -187,6 +193,15 @@ class Hearing(ABC):
         self.refused(run, replace(wanted, at=time.monotonic()))
         return False
 
+    def forked(self) -> None:
+        registry = self.registry
+        known = [*registry._live.values(), *registry._ended.values(), *registry._remotes.values()]
+        for run in [*known, *(each.parent for each in known)]:
+            if run is not None and run.kept is not None:
+                run.kept.lent = True
+        self._births.clear()
+        self._forgotten.clear()
+
     def _list(self, message: Message) -> None:
         found = listed(self.registry.live())
         for start in range(0, len(found), 50):
@@ -207,7 +222,7 @@ class Hearing(ABC):
             run = self.held(each.run)
             if run is not None and not run.cancelled and self.may(run, each.intent):
                 reply, asked = self.member.address_of(each.by), each.intent.request_id
-                if run.kept is None or asked is None or reply is None:
+                if run.kept is None or run.kept.lent or asked is None or reply is None:
                     self.strike(run, each.intent)
                 else:
                     self._do(run, run.kept, each.intent, math.inf, reply, question_of(each.run, asked))

@@ -53,8 +53,7 @@ class Keeper(Hearing):
         self._taken_up = {}
         self._lines: dict[str, Line] = {}
         self.flights = Flights(member)
-        self._births: dict[int, tuple[BaseRun, Remote]] = {}  # remote runs that are not on record yet
-        self._forgotten: dict[int, BaseRun] = {}  # runs that are not on record any more
+        self._births, self._forgotten = {}, {}
         member.holders.add(self)
 
     def close(self) -> None:
@@ -175,6 +174,7 @@ class Keeper(Hearing):
         found = self.member.ledger.record_remote(asked, None if kept.epoch else self.opening(owner), now=now)
         if found.run != kept.name:
             return  # it is on record under another run
+        kept.lent = kept.lent and kept.epoch > 0  # or it is a life of its own from here on
         kept.epoch = found.epoch
         if owner.ended:
             self._close(owner)
@@ -200,7 +200,7 @@ class Keeper(Hearing):
 
     def _close(self, run: BaseRun) -> None:
         kept = self.kept(run)
-        if kept.epoch and (run.remote is None or run.remote.over):
+        if kept.epoch and not kept.lent and (run.remote is None or run.remote.over):
             self.member.ledger.close_run(kept.name, kept.epoch, now=time.time())
 
     def revived(self, run: BaseRun) -> None:
@@ -241,6 +241,8 @@ class Keeper(Hearing):
         kept, ledger = self.kept(run), self.member.ledger
         asked = replace(intent, run=kept.name, epoch=kept.epoch, deadline=unix(intent.deadline), at=unix(intent.at))
         try:
+            if kept.lent and not kept.epoch:
+                return
             self._bear(run)  # first: a cancel without its remote runs would be confirmed by the end of this process
             if not kept.epoch and run.remote is not None and run.remote.ref is not None:
                 # First: an intent that is found without its remote run is of no use to anybody.
@@ -291,7 +293,7 @@ class Keeper(Hearing):
 
     def _settle(self, run: BaseRun, receipt: CancelReceipt) -> None:
         kept = self.kept(run)
-        if kept.claim is not None and not kept.claim.held:
+        if kept.lent or (kept.claim is not None and not kept.claim.held):
             return  # it is another process's to settle
         if kept.claim is not None and self.closed and receipt.outcome is Outcome.UNCONFIRMED:
             kept.claim.release()  # it could send nothing more: for whoever goes on nothing has come of it yet
