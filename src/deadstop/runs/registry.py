@@ -47,6 +47,7 @@ TOLD: list[Callable[[], Any]] = []
 """Called when a registry is made."""
 
 _numbers = itertools.count(1)
+_made_up = map("run-{}".format, _numbers)
 
 
 class Registry:
@@ -96,7 +97,7 @@ class Registry:
     ) -> BaseRun:
         """A run of that name, ready to be entered. Raises `UsageError`, and then nothing was opened."""
         named = name is not None
-        name = f"run-{next(_numbers)}" if name is None else checked_new_name(name)
+        name = next(each for each in _made_up if each not in self._live) if name is None else checked_new_name(name)
         if timeout is not None:
             timeout = checked_seconds("timeout", timeout)
         if policy is not None:
@@ -354,8 +355,7 @@ class Registry:
             if not run.anonymous or run.cancelled or run.remote is not None:
                 self._ended.pop(run.name, None)  # so that it goes to the end of the queue
                 self._ended[run.name] = run
-                if len(self._ended) > KEPT:
-                    self._forget()
+                self._forget()
             if self._live.get(run.name) is run:
                 del self._live[run.name]
 
