@@ -17,7 +17,7 @@ from deadstop import CancelPolicy, RunAlreadyOpenError
 from deadstop.errors import CancelRefusedError
 from deadstop.fleet.member import Member
 from deadstop.ledger.base import Ledger
-from deadstop.testing import FakeOpenAI
+from deadstop.testing import FakeOpenAI, faults
 
 BACKGROUND: Any = {"model": "m", "input": "hi", "background": True}
 
@@ -193,3 +193,38 @@ def test_who_takes_a_question_up_while_it_is_taken_back_is_waited_for(
         holder.start()
         assert client.runs.cancel("chat-42", request_id="stop").outcome == "cancelled"
         holder.join()
+
+
+def test_a_cancel_by_address_takes_no_remote_run_from_its_scopes_record(client: Any, ledger: Ledger) -> None:
+    """It came before the remote run was on record. Who finds the scope's cancel later has to find that run with it."""
+    member, free = member_of(client), threading.Event()
+    member.writes.submit(lambda: free.wait(20.0))
+    with client.runs.open("chat-42"):
+        made = client.post("/responses", body=BACKGROUND, cast_to=JSON)
+        client.runs.get(f"response:{made['id']}").cancel_soon()
+        free.set()
+    until(lambda: member.writes.drain(1.0) and ledger.receipts(), "the outcome")
+    assert [each.run for each in ledger.receipts()] == [f"response:{made['id']}"]
+    assert [each.ref for each in ledger.remotes("chat-42", 1)] == [f"response:{made['id']}"]
+
+
+def test_all_that_a_closed_client_leaves_is_left_on_record(
+    client: Any, other: Any, server: FakeOpenAI, ledger: Ledger
+) -> None:
+    """A remote run was cancelled by its address, and then with its scope: neither was confirmed; others do it."""
+    client.runs.policy = CancelPolicy(timeout=0.3, attempt_timeout=0.3, recheck=0, on_timeout="return")
+    server.add(faults.Overloaded(503), path="/cancel")
+    with client.runs.open("chat-42"):
+        made = client.post("/responses", body=BACKGROUND, cast_to=JSON)
+        for name in (f"response:{made['id']}", "chat-42"):
+            assert client.runs.cancel(name).outcome == "unconfirmed"
+    assert member_of(client).writes.drain(20.0)
+    client.close()
+    server.clear()
+    looking = member_of(other)
+    until(
+        lambda: looking.read(looking.read_again) or (looking.reads.drain(20.0) and not ledger.open_intents()),
+        "the outcomes",
+    )
+    assert server.runs[0].truth == "cancelled"
+    assert [each.outcome for each in ledger.receipts()] == ["cancelled"] * 2

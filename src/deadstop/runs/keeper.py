@@ -67,9 +67,12 @@ class Keeper(Hearing):
     def _leave(self) -> None:
         for run in list(self.registry._remotes.values()):
             if run.cancelled and run.remote is not None and not run.remote.over:
-                kept = self.kept(self.owner(run))
-                if kept.epoch:
-                    self.member.give_up(kept.name, kept.epoch)
+                for kept in (
+                    self.kept(self.owner(run)),
+                    self.kept(run),
+                ):  # it may have been cancelled by its address first
+                    if kept.epoch:
+                        self.member.give_up(kept.name, kept.epoch)
 
     # Runs
 
@@ -84,14 +87,17 @@ class Keeper(Hearing):
             run.kept = Kept(run.name)
         return run.kept
 
-    def owner(self, run: BaseRun) -> BaseRun:
-        """The run that `run` is on record under: for a remote run that is cancelled with its scope, the scope."""
+    def home(self, run: BaseRun) -> BaseRun:
+        """The run that a remote run is on record under: its scope, if it has one."""
         above = run.parent
         if run.remote is None or above is None or above.registry.keeper is None:
             return run
-        if above.registry.keeper.member is not self.member or (run.cancelled and not above.cancelled):
-            return run
-        return above
+        return above if above.registry.keeper.member is self.member else run
+
+    def owner(self, run: BaseRun) -> BaseRun:
+        """The run that the cancel of `run` is on record under: the same, unless it is cancelled by itself."""
+        home = self.home(run)
+        return run if run.cancelled and not home.cancelled else home
 
     def opening(self, run: BaseRun) -> Opening:
         kept = self.kept(run)
@@ -142,7 +148,7 @@ class Keeper(Hearing):
         """Something was learned of a remote run."""
         kept = self.kept(run)
         if remote.ref is not None and remote.known_at is not None and not kept.born:
-            kept.born = self.kept(self.owner(run)).born = True
+            kept.born = self.kept(self.home(run)).born = True
             if not kept.recordings and not kept.epoch:
                 kept.name = run.name  # which is its address by now
             self._births[id(remote)] = (run, remote)
@@ -168,7 +174,7 @@ class Keeper(Hearing):
             raise late
 
     def _birth(self, run: BaseRun, remote: Remote) -> None:
-        owner = self.owner(run)
+        owner = self.home(run)
         kept, now = self.kept(owner), time.time()
         asked = self.remote_record(remote, owner)
         found = self.member.ledger.record_remote(asked, None if kept.epoch else self.opening(owner), now=now)
@@ -266,7 +272,7 @@ class Keeper(Hearing):
                 self._close(run)
         except CancelRefusedError as error:
             log.warning("Refused, and on record: %s", error)
-            if not kept.epoch:  # nothing but the refusal is
+            if not kept.epoch and not kept.named:  # nothing but the refusal is
                 ledger.close_run(kept.name, ledger.open_run(self.opening(run)).epoch, now=time.time())
         except Exception as error:
             log.warning("The cancel of run %r is not on record: %s", kept.name, error)
