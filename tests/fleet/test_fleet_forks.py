@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Callable
+from typing import Any, Callable, Dict  # noqa: UP035
 
 import pytest
-from fleet_homes import Child
+from fleet_homes import Child, other_way
 from worlds import until
 
 import deadstop
@@ -18,7 +19,7 @@ from deadstop.core.model import Intent
 from deadstop.ledger import connect
 from deadstop.ledger.base import Ledger
 from deadstop.ledger.facts import Process
-from deadstop.testing import FakeOpenAI
+from deadstop.testing import FakeOpenAI, faults
 
 DEAD = Process("gone:1:1", "gone", 1)
 database_alone = pytest.mark.parametrize("url", ["postgres"], indirect=True)
@@ -62,6 +63,101 @@ def test_the_first_run_of_a_child_is_its_own(server: FakeOpenAI, url: str, ledge
         assert run.by is not None
         assert (run.by.pid, run.by.owner == keeper.member.process.owner) == (pid, False)
     client.close()
+
+
+@pytest.fixture
+def parent(server: FakeOpenAI, url: str) -> Iterator[Any]:
+    client = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0, runs_url=url)
+    assert writes_of(client).drain(20.0)
+    yield client
+    client.close()
+
+
+def writes_of(client: Any) -> Any:
+    return client.runs._registry.keeper.member.writes
+
+
+def begin(client: Any) -> None:
+    """A remote run."""
+    body: Any = {"model": "m", "input": "hi", "background": True}
+    client.post("/responses", body=body, cast_to=Dict[str, object])  # noqa: UP006
+
+
+def test_what_the_parent_has_yet_to_record_is_not_put_down_to_its_child(
+    parent: Any, server: FakeOpenAI, ledger: Ledger
+) -> None:
+    """The ledger was slow, so the fork came in between: else the remote run would be an orphan at the child's end."""
+    member, free = parent.runs._registry.keeper.member, threading.Event()
+    writes_of(parent).submit(lambda: free.wait(20.0))
+
+    def work(ready: Callable[[], Any], go_on: Callable[[], Any]) -> None:
+        with parent.runs.open("of the child"):
+            assert writes_of(parent).drain(20.0)
+            member.read_again()
+            assert writes_of(parent).drain(20.0)
+            ready()
+            go_on()
+
+    with parent.runs.open("chat-42"):
+        begin(parent)
+        with forked(work):
+            assert ledger.active_remotes() == []
+        free.set()
+        assert writes_of(parent).drain(20.0)
+        assert [each.owner for each in ledger.active_remotes()] == [member.process.owner]
+        assert [each.epoch for each in ledger.runs("chat-42")] == [1]
+
+
+def test_a_child_answers_for_nothing_of_its_parent(parent: Any, server: FakeOpenAI, url: str, ledger: Ledger) -> None:
+    """The child has a copy of the scope, with nothing in it: what that comes to is no outcome (I2)."""
+
+    def work(ready: Callable[[], Any], go_on: Callable[[], Any]) -> None:
+        with parent.runs.open("of the child", cancellers=["ann"]):
+            assert writes_of(parent).drain(20.0)
+            ready()
+            go_on()
+
+    asker = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0, runs_url=other_way(url))
+    asker.runs.policy = CancelPolicy(timeout=1.0, on_timeout="return")
+    with parent.runs.open("chat-42", cancellers=["ann"]), forked(work):
+        begin(parent)
+        assert writes_of(parent).drain(20.0)
+        server.add(faults.IgnoresCancel())
+        assert asker.runs.cancel("chat-42", actor="ann").outcome == "unconfirmed"
+        assert server.runs[0].truth == "active"
+        assert "cancelled" not in [each.outcome for each in ledger.receipts("chat-42")]
+    asker.close()
+
+
+def test_a_child_that_leaves_its_parents_scope_does_not_close_it(parent: Any, ledger: Ledger) -> None:
+    """The parent is in it still, so it is on record as open."""
+    with parent.runs.open("chat-42", cancellers=["ann"]) as run:
+
+        def work(ready: Callable[[], Any], go_on: Callable[[], Any]) -> None:
+            run.__exit__(None, None, None)
+            assert writes_of(parent).drain(20.0)
+            ready()
+
+        with forked(work):
+            assert [each.run for each in ledger.runs()] == ["chat-42"]
+    assert writes_of(parent).drain(20.0)
+    assert ledger.runs() == []
+
+
+def test_a_child_may_cancel_its_parents_scope(parent: Any, ledger: Ledger) -> None:
+    """What it wants is on record, and its parent's to do."""
+    with parent.runs.open("chat-42", cancellers=["ann"]) as run:
+
+        def work(ready: Callable[[], Any], go_on: Callable[[], Any]) -> None:
+            parent.runs.cancel("chat-42", actor="ann", reason="enough")
+            assert writes_of(parent).drain(20.0)
+            ready()
+
+        with forked(work):
+            until(lambda: run.cancelled, "the cancel")
+        assert writes_of(parent).drain(20.0)
+    (found,) = ledger.receipts("chat-42")
+    assert (found.receipt.reason, found.owner) == ("enough", parent.runs._registry.keeper.member.process.owner)
 
 
 @database_alone

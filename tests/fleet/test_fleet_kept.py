@@ -222,9 +222,10 @@ def test_a_cancel_that_was_recorded_before_its_scope_was_left_is_done(
     """The canceller died before it could signal, and the scope was left before the record was read again: what the
     scope has begun is cancelled all the same, though its name is in use once more."""
     begin(world, client, "chat-42")
+    before = time.time()
     call = world.start(world.create, client, "chat-42")
     until(lambda: any(run.calls for run in client.runs.list()), "a call")
-    assert cancelled_by_the_dead(client, ledger) == "cancelled"
+    assert cancelled_by_the_dead(client, ledger, before) == "cancelled"
     assert server.runs[0].truth == "cancelled"
     assert not call.done
     world.run(client.runs.cancel, "chat-42")
@@ -236,15 +237,15 @@ def test_a_cancel_of_a_scope_that_had_nothing_left_has_an_outcome(world: Any, ur
     with FakeOpenAI(rate=0, tokens=3) as quick:
         client = world.client(quick.base_url, runs_url=url)
         world.run(world.create, client, "chat-42", {"cancellers": ["ann"]})
-        assert cancelled_by_the_dead(client, ledger) == "finished_first"
+        assert cancelled_by_the_dead(client, ledger, time.time()) == "finished_first"
         world.close(client)
 
 
-def cancelled_by_the_dead(client: Any, ledger: Ledger) -> str:
+def cancelled_by_the_dead(client: Any, ledger: Ledger, at: float) -> str:
     """The first life of the run is cancelled by a process that dies then. What becomes of it."""
     on_record(client)
-    by, now = Process("gone:1:1", "gone", 1), time.time()
-    ledger.record_intent(Intent("chat-42", 1, actor="ann", at=now), by, now=now)
+    by = Process("gone:1:1", "gone", 1)
+    ledger.record_intent(Intent("chat-42", 1, actor="ann", at=at), by, now=time.time())
     member = client.runs._registry.keeper.member
 
     def settled() -> bool:

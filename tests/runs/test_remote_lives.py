@@ -174,6 +174,30 @@ def test_an_upload_that_was_completed_is_over(world: Any, client: Any, server: F
     assert truth(server).cancels == 0
 
 
+class Watched(dict):  # type: ignore[type-arg]
+    """Calls `then()` after the first entry that is taken out."""
+
+    then: Any = None
+
+    def __delitem__(self, key: Any) -> None:
+        super().__delitem__(key)
+        if self.then is not None:
+            self.then()
+            self.then = None
+
+
+def test_a_run_that_is_just_getting_its_name_is_cancelled_with_all(world: Any, client: Any, server: FakeOpenAI) -> None:
+    """There is no moment at which it is not among the runs, and none at which it is two."""
+    registry, struck = client.runs._registry, []
+    registry._live = Watched(registry._live)
+    registry._live.then = lambda: struck.extend(registry.cancel_all_soon())
+    function, args, kwargs = create(client)
+    world.start(world.call, client, None, function, *args, **kwargs)
+    until(lambda: registry._live.then is None, "the name")
+    assert len(struck) == 1
+    until(lambda: truth(server).truth == "cancelled", "the end of the run")
+
+
 def test_a_run_that_is_not_there_is_not_listed_for_ever(world: Any, client: Any) -> None:
     """A cancel of an id that the server does not know leaves nothing behind once it has given up."""
     policy = QUICK.replace(on_timeout="return")

@@ -243,6 +243,13 @@ def test_levels(world: Any, client: Any, server: FakeOpenAI) -> None:
         server.reset()
 
 
+def test_a_name_that_is_made_up_is_nobodys(world: Any, client: Any) -> None:
+    """A user may have given the very name that would be next: who gives none is not told that it is taken."""
+    last = int(client.runs.open().name.partition("-")[2])
+    given = {client.runs.open(f"run-{last + more}").name for more in (1, 2, 3)}
+    assert client.runs.open().name not in given
+
+
 def test_copies_share_the_runs(world: Any, client: Any, server: FakeOpenAI) -> None:
     """A copy's call is cancelled through the original, and the other way round."""
     copy = client.with_options(timeout=30)

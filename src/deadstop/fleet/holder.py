@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+import hashlib
+from typing import Any, Callable, Protocol
 
 from deadstop.ledger.facts import IntentRecord
 
-__all__ = ["Holder", "Message"]
+__all__ = ["Ears", "Holder", "Message", "question_of"]
 
 Message = dict[str, Any]
+
+
+def question_of(run: str, request_id: str) -> str:
+    """What the answers to a cancel are known by. Not the id of its request: that may be another run's, too, and need
+    not be fit for a subject of the bus. Who finds the cancel on record comes to the same."""
+    return hashlib.sha256(f"{run}\0{request_id}".encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+class Ears(list[Callable[[Message], None]]):
+    """All who have asked one question, and wait for its answers."""
+
+    def __call__(self, message: Message) -> None:
+        for each in list(self):
+            each(message)
 
 
 class Holder(Protocol):
@@ -34,3 +49,6 @@ class Holder(Protocol):
 
     def forgotten(self) -> None:
         """The ledger has lost all that it had: put what is held here on record anew. Must not block."""
+
+    def forked(self) -> None:
+        """This is a child now: the runs that are known here are its parent's. Must not block."""

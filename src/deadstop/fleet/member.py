@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, Union
 from deadstop.errors import LedgerError
 from deadstop.fleet.addresses import split
 from deadstop.fleet.exchange import Exchange
-from deadstop.fleet.holder import Holder, Message
+from deadstop.fleet.holder import Ears, Holder, Message, question_of
 from deadstop.fleet.lane import Lane
 from deadstop.fleet.others import Others
 from deadstop.fleet.places import place
@@ -193,6 +193,26 @@ class Member(Others):
             except Exception:  # somebody's transaction is under way here
                 log.exception("What is held here could not be put on record anew.")
 
+    # Answers
+
+    def hear(self, question: str, tell: Callable[[Message], None]) -> None:
+        """Have that one told of answers, beside others with the same question. Never blocks."""
+        ears = None
+        while ears is None or self.waiting.get(question) is not ears:  # the last one has just left
+            ears = self.waiting.setdefault(question, Ears())
+            assert isinstance(ears, Ears)
+            if tell not in ears:
+                ears.append(tell)
+
+    def deaf(self, question: str, tell: Callable[[Message], None]) -> None:
+        """That one wants to hear no more. Never blocks."""
+        ears = self.waiting.get(question)
+        if isinstance(ears, Ears) and tell in ears:
+            ears.remove(tell)
+            if not ears and self.waiting.pop(question, None) is ears:
+                for each in ears:  # who came meanwhile
+                    self.hear(question, each)
+
     # What is given up here
 
     def give_up(self, run: str, epoch: int) -> None:
@@ -281,7 +301,7 @@ class Member(Others):
 
     def _wanted(self, hint: Message) -> None:
         """A cancel was put on record. If the run may be held here, see what the record says, and go by that."""
-        run, request = str(hint.get("run")), hint.get("request_id")
+        run, request = str(hint.get("run")), str(hint.get("request_id"))
         if not any(each.knows(run) for each in list(self.holders)):
             return
         found = self.ledger.intent(run)
@@ -291,7 +311,8 @@ class Member(Others):
                 parked = found is not None and found.parked_until is not None
                 facts = {"run": run, "epoch": 0 if parked else each.epoch, "cause": each.cause.value}
                 facts.update(at=each.at, reason=each.reason, actor=each.actor, level=each.level.value, request=request)
-                self._heard({**facts, "do": "cancel", "id": request, "left": hint.get("left"), "reply": hint["reply"]})
+                facts.update(id=question_of(run, request), left=hint.get("left"), reply=hint["reply"])
+                self._heard({**facts, "do": "cancel"})
 
     def _read_again(self) -> None:
         if not self._to_read and self.holders:
@@ -352,5 +373,7 @@ class Member(Others):
             self.post.disown()
         if self.exchange is not None:
             self.exchange.forked()
+        for each in list(self.holders):
+            each.forked()
         self.waiting, self.left = {}, set()
         self._unborn, self._bearing, self._birth = True, False, threading.RLock()

@@ -33,7 +33,7 @@ def offer(keeper: Keeper, run: BaseRun, record: Optional[IntentRecord]) -> None:
     """A cancel is on record: have other hosts finish it should this process die. Only where they don't see the record,
     and only of remote runs, since calls die with it. Uses the ledger."""
     jobs, kept = keeper.member.jobs, keeper.kept(run)
-    if jobs is None or record is None or not record.open or kept.claim is not None:
+    if jobs is None or record is None or not record.open or kept.claim is not None or kept.lent:
         return
     try:
         targets = [each for each in keeper.member.ledger.remotes(kept.name, kept.epoch) if not each.terminal]

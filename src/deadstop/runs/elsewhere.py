@@ -17,6 +17,7 @@ from deadstop.core.diagnosis import Facts, diagnose
 from deadstop.core.model import CancelReceipt, Evidence, Intent, Level, Outcome
 from deadstop.errors import CancelRefusedError, LedgerError, LedgerUnavailable
 from deadstop.fleet.exchange import BUS
+from deadstop.fleet.holder import question_of
 from deadstop.ledger import rows
 from deadstop.ledger.facts import IntentRecord, Opening
 from deadstop.runs.checks import checked_for_others
@@ -60,9 +61,13 @@ class Elsewhere:
         self._asked = asked
         self._park = park
         self._began = time.monotonic()
-        request = self._id = facts.pop("request_id", None) or uuid.uuid4().hex
+        request = facts.pop("request_id", None) or uuid.uuid4().hex
+        self._id = question_of(name, request)
         self._intent = Intent(name, level=asked.level, request_id=request, **facts)
         self._record: Optional[IntentRecord] = None
+        self._before: Optional[float] = (
+            None  # when it was asked for first, if it was: runs since then are not meant (I8)
+        )
         self._receipt: Optional[CancelReceipt] = None
         self._asking: set[str] = set()  # processes that were told
         self._answered: set[str] = set()
@@ -84,7 +89,7 @@ class Elsewhere:
 
     def begin(self) -> None:
         """Put it on record and signal. Never blocks."""
-        self._member.waiting[self._id] = self._heard
+        self._member.hear(self._id, self._heard)
         if self._park:
             self._member.write(self._keep, self._kept)
         else:
@@ -102,7 +107,7 @@ class Elsewhere:
             self._member.write(self._withdraw)
 
     def _deaf(self) -> None:
-        self._member.waiting.pop(self._id, None)
+        self._member.deaf(self._id, self._heard)
 
     # In the threads of the ledger
 
@@ -126,6 +131,8 @@ class Elsewhere:
         asked = Intent(**{**vars(self._intent), "deadline": unix(self._asked.deadline), "at": unix(self._began)})
         found = self._member.ledger.record_intent(asked, self._member.process, park_until=now + park, now=now)
         self._record = found.intent
+        cancels = (found.intent.intent, *found.intent.later)
+        self._before = next((e.at for e in cancels if found.repeated and e.request_id == asked.request_id), None)
 
     def _signal(self) -> None:
         intent, record = self._intent, self._record
@@ -143,6 +150,8 @@ class Elsewhere:
             "left": self._asked.deadline - self._asked_at,
             "reply": None if self._member.post is None else self._member.post.address,
         }
+        if self._before is not None:
+            self._message["at"] = self._before
         # Answers come while this is still sending, so they are kept apart from what was asked.
         exchange = self._member.exchange
         over_bus = set[str]() if exchange is None else exchange.signal(self._message)
@@ -320,7 +329,7 @@ class Elsewhere:
             self.done.set()
         elif not self._retracting:
             self._retracting = True
-            self._member.write(self._retract, lambda gone, error: self.done.set() if gone or error else None)
+            self._member.write(self._retract, self._retracted)
 
     def _retract(self) -> bool:
         """It only asked whether somebody holds the run: the next one of that name is not meant.
@@ -331,6 +340,10 @@ class Elsewhere:
         return record is None or self._member.ledger.retract(
             record.intent.run, record.epoch, str(record.intent.request_id)
         )
+
+    def _retracted(self, gone: Optional[bool], error: Optional[Exception]) -> None:
+        if error is not None or (gone and not self._held):  # or somebody has taken it up meanwhile
+            self.done.set()
 
     # The answer
 

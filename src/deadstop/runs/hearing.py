@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union, cast
 
 from deadstop.core.model import Cause, Intent, Outcome
 from deadstop.errors import DeadstopError
+from deadstop.fleet.holder import question_of
 from deadstop.fleet.member import Member, Message
 from deadstop.kinds import register as kinds
 from deadstop.ledger.facts import IntentRecord
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from deadstop.core.model import CancelReceipt
     from deadstop.runs.keeper import Keeper
     from deadstop.runs.registry import Registry
+    from deadstop.runs.remote import Remote
     from deadstop.runs.run import BaseRun
 
 __all__ = ["Hearing"]
@@ -41,6 +43,8 @@ class Hearing(ABC):
     member: Member
     pick_up: Callable[[list[IntentRecord]], None]
     _taken_up: dict[tuple[str, str], BaseRun]  # by the name and the id of the question
+    _births: dict[int, tuple[BaseRun, Remote]]  # remote runs that are not on record yet
+    _forgotten: dict[int, BaseRun]  # runs that are not on record any more
 
     @abstractmethod
     def strike(self, run: BaseRun, wanted: Intent, deadline: float = math.inf) -> None:
@@ -101,31 +105,51 @@ class Hearing(ABC):
             self._tell_again(before, message)
             return True
         run = self.meant(name, epoch) if epoch else self.held(name)
-        wanted = asked_for(name, message)
+        wanted, today = asked_for(name, message), self.today(name)
+        if today is not None and (today is run or float(message.get("at", math.inf)) < unix(today.opened)):
+            today = None
         if run is None:
-            run, wanted = self.today(name), replace(wanted, request_id=None)  # that id is the other life's on record
-            run = None if run is not None and float(message.get("at", math.inf)) < unix(run.opened) else run
+            run, today, wanted = today, None, replace(wanted, request_id=None)  # that id is the other life's on record
         if run is None or run.kept is None:
             return False
         left = message.get("left")
+        until = math.inf if left is None else time.monotonic() + float(left)
         if not self.may(run, wanted):
             self.member.answer(message.get("reply"), {"do": "refused", "id": message.get("id")})
             return True
-        until = math.inf if left is None else time.monotonic() + float(left)
-        self._do(run, run.kept, wanted, until, message.get("reply"), asked)
+        if run.kept.lent:
+            self.strike(run, wanted, until)
+            return False
+        self._do(run, run.kept, wanted, until, message.get("reply"), asked, today)
         return True
 
-    def _do(self, run: BaseRun, kept: Kept, wanted: Intent, until: float, reply: Optional[str], asked: str) -> None:
+    def _do(
+        self,
+        run: BaseRun,
+        kept: Kept,
+        wanted: Intent,
+        until: float,
+        reply: Optional[str],
+        asked: str,
+        today: Optional[BaseRun] = None,
+    ) -> None:
         """Strike, and tell who has asked: that it is under way, and what came of it."""
 
         def strike() -> None:
             kept.replies.append((str(reply), asked))
             self._take_up((wanted.run, asked), run)
             self.strike(run, wanted, until)
+            self._strike_today(today, wanted, until)
             self.member.write(lambda: self._reply(kept))  # should it be settled already
 
         # The answer first: what is struck may end the whole process at once.
         self.member.answer(reply, {"do": "have", "id": asked}, strike)
+
+    def _strike_today(self, run: Optional[BaseRun], one: Intent, deadline: float = math.inf) -> None:
+        """Cancel the run of `today` with what the record has for an earlier life."""
+        wish = replace(one, request_id=None)  # that id is the other life's on record
+        if run is not None and not run.cancelled and self.may(run, wish):
+            self.strike(run, wish, deadline)
 
     def _take_up(self, asked: tuple[str, str], run: BaseRun) -> None:
         self._taken_up[asked] = run
@@ -169,6 +193,15 @@ class Hearing(ABC):
         self.refused(run, replace(wanted, at=time.monotonic()))
         return False
 
+    def forked(self) -> None:
+        registry = self.registry
+        known = [*registry._live.values(), *registry._ended.values(), *registry._remotes.values()]
+        for run in [*known, *(each.parent for each in known)]:
+            if run is not None and run.kept is not None:
+                run.kept.lent = True
+        self._births.clear()
+        self._forgotten.clear()
+
     def _list(self, message: Message) -> None:
         found = listed(self.registry.live())
         for start in range(0, len(found), 50):
@@ -189,20 +222,20 @@ class Hearing(ABC):
             run = self.held(each.run)
             if run is not None and not run.cancelled and self.may(run, each.intent):
                 reply, asked = self.member.address_of(each.by), each.intent.request_id
-                if run.kept is None or asked is None or reply is None:
+                if run.kept is None or run.kept.lent or asked is None or reply is None:
                     self.strike(run, each.intent)
                 else:
-                    self._do(run, run.kept, each.intent, math.inf, reply, asked)
+                    self._do(run, run.kept, each.intent, math.inf, reply, question_of(each.run, asked))
         for each in wanted:
             run = self.meant(each.run, each.epoch)
-            if run is not None and not run.cancelled and each.outcome is not Outcome.UNCONFIRMED:
-                self.strike(run, each.intent)
-            elif run is None and each.outcome is None:
-                run = self.today(each.run)
-                for one in () if run is None else (each.intent, *each.later):
-                    wish = replace(one, request_id=None)  # that id is the other life's on record
-                    if run is not None and not run.cancelled and wish.at >= unix(run.opened) and self.may(run, wish):
-                        self.strike(run, wish)
+            unheard = run is not None and not run.cancelled and each.outcome is not Outcome.UNCONFIRMED
+            if unheard or (run is None and each.outcome is None):
+                today = self.today(each.run)
+                if run is not None:
+                    self.strike(run, each.intent)
+                for one in () if today is None or today is run else (each.intent, *each.later):
+                    if today is not None and one.at >= unix(today.opened):
+                        self._strike_today(today, one)
             elif run is not None and run.receipt is not None and run.receipt.outcome is not (each.outcome or 0):
                 self.settled(run, run.receipt)  # the ledger was down when there was an outcome
         try:

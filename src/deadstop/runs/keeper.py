@@ -53,8 +53,7 @@ class Keeper(Hearing):
         self._taken_up = {}
         self._lines: dict[str, Line] = {}
         self.flights = Flights(member)
-        self._births: dict[int, tuple[BaseRun, Remote]] = {}  # remote runs that are not on record yet
-        self._forgotten: dict[int, BaseRun] = {}  # runs that are not on record any more
+        self._births, self._forgotten = {}, {}
         member.holders.add(self)
 
     def close(self) -> None:
@@ -68,9 +67,12 @@ class Keeper(Hearing):
     def _leave(self) -> None:
         for run in list(self.registry._remotes.values()):
             if run.cancelled and run.remote is not None and not run.remote.over:
-                kept = self.kept(self.owner(run))
-                if kept.epoch:
-                    self.member.give_up(kept.name, kept.epoch)
+                for kept in (
+                    self.kept(self.owner(run)),
+                    self.kept(run),
+                ):  # it may have been cancelled by its address first
+                    if kept.epoch:
+                        self.member.give_up(kept.name, kept.epoch)
 
     # Runs
 
@@ -85,14 +87,17 @@ class Keeper(Hearing):
             run.kept = Kept(run.name)
         return run.kept
 
-    def owner(self, run: BaseRun) -> BaseRun:
-        """The run that `run` is on record under: for a remote run that is cancelled with its scope, the scope."""
+    def home(self, run: BaseRun) -> BaseRun:
+        """The run that a remote run is on record under: its scope, if it has one."""
         above = run.parent
         if run.remote is None or above is None or above.registry.keeper is None:
             return run
-        if above.registry.keeper.member is not self.member or (run.cancelled and not above.cancelled):
-            return run
-        return above
+        return above if above.registry.keeper.member is self.member else run
+
+    def owner(self, run: BaseRun) -> BaseRun:
+        """The run that the cancel of `run` is on record under: the same, unless it is cancelled by itself."""
+        home = self.home(run)
+        return run if run.cancelled and not home.cancelled else home
 
     def opening(self, run: BaseRun) -> Opening:
         kept = self.kept(run)
@@ -123,6 +128,8 @@ class Keeper(Hearing):
             self.kept(run).told = True
             record = ledger.open_run(opening)  # others have to know who may cancel it, and what becomes of it
             self.kept(run).epoch = record.epoch
+            if run.ended:
+                self._close(run)  # it was left before it was on record
             return record.intent
 
         def found(record: Optional[IntentRecord], error: Optional[Exception]) -> None:
@@ -141,7 +148,7 @@ class Keeper(Hearing):
         """Something was learned of a remote run."""
         kept = self.kept(run)
         if remote.ref is not None and remote.known_at is not None and not kept.born:
-            kept.born = self.kept(self.owner(run)).born = True
+            kept.born = self.kept(self.home(run)).born = True
             if not kept.recordings and not kept.epoch:
                 kept.name = run.name  # which is its address by now
             self._births[id(remote)] = (run, remote)
@@ -167,12 +174,13 @@ class Keeper(Hearing):
             raise late
 
     def _birth(self, run: BaseRun, remote: Remote) -> None:
-        owner = self.owner(run)
+        owner = self.home(run)
         kept, now = self.kept(owner), time.time()
         asked = self.remote_record(remote, owner)
         found = self.member.ledger.record_remote(asked, None if kept.epoch else self.opening(owner), now=now)
         if found.run != kept.name:
             return  # it is on record under another run
+        kept.lent = kept.lent and kept.epoch > 0  # or it is a life of its own from here on
         kept.epoch = found.epoch
         if owner.ended:
             self._close(owner)
@@ -198,7 +206,7 @@ class Keeper(Hearing):
 
     def _close(self, run: BaseRun) -> None:
         kept = self.kept(run)
-        if kept.epoch and (run.remote is None or run.remote.over):
+        if kept.epoch and not kept.lent and (run.remote is None or run.remote.over):
             self.member.ledger.close_run(kept.name, kept.epoch, now=time.time())
 
     def revived(self, run: BaseRun) -> None:
@@ -239,6 +247,8 @@ class Keeper(Hearing):
         kept, ledger = self.kept(run), self.member.ledger
         asked = replace(intent, run=kept.name, epoch=kept.epoch, deadline=unix(intent.deadline), at=unix(intent.at))
         try:
+            if kept.lent and not kept.epoch:
+                return
             self._bear(run)  # first: a cancel without its remote runs would be confirmed by the end of this process
             if not kept.epoch and run.remote is not None and run.remote.ref is not None:
                 # First: an intent that is found without its remote run is of no use to anybody.
@@ -262,6 +272,8 @@ class Keeper(Hearing):
                 self._close(run)
         except CancelRefusedError as error:
             log.warning("Refused, and on record: %s", error)
+            if not kept.epoch and not kept.named:  # nothing but the refusal is
+                ledger.close_run(kept.name, ledger.open_run(self.opening(run)).epoch, now=time.time())
         except Exception as error:
             log.warning("The cancel of run %r is not on record: %s", kept.name, error)
             if recording is not None:
@@ -287,7 +299,7 @@ class Keeper(Hearing):
 
     def _settle(self, run: BaseRun, receipt: CancelReceipt) -> None:
         kept = self.kept(run)
-        if kept.claim is not None and not kept.claim.held:
+        if kept.lent or (kept.claim is not None and not kept.claim.held):
             return  # it is another process's to settle
         if kept.claim is not None and self.closed and receipt.outcome is Outcome.UNCONFIRMED:
             kept.claim.release()  # it could send nothing more: for whoever goes on nothing has come of it yet
@@ -324,8 +336,6 @@ class Keeper(Hearing):
 
     def strike(self, run: BaseRun, wanted: Intent, deadline: float = math.inf) -> None:
         """Cancel a run as somebody elsewhere wants it. Never blocks."""
-        if run.ended:
-            self.recording(run)  # it is on record, so its outcome has to be, even if there is nothing to cancel
         run.request_cancel(
             run.intent(
                 reason=wanted.reason,
@@ -336,8 +346,10 @@ class Keeper(Hearing):
                 request_id=wanted.request_id,
             )
         )
-        if run.ended and run.receipt is not None:
-            self.settled(run, run.receipt)
+        if run.ended:
+            self.recording(run)  # it is on record, so its outcome has to be, even if there is nothing to cancel
+            if run.receipt is not None:
+                self.settled(run, run.receipt)
 
     def read_again(self, wanted: list[IntentRecord], parked: list[IntentRecord]) -> None:
         """As `Hearing.read_again`; and what could not be put on record is tried again."""

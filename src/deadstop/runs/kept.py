@@ -70,13 +70,14 @@ class Recording:
 class Kept:
     """What the ledger has of one run. `named`: other processes may cancel it by its name."""
 
-    __slots__ = ("born", "claim", "epoch", "job", "listening", "name", "named", "numbers", "orphan_grace",
+    __slots__ = ("born", "claim", "epoch", "job", "lent", "listening", "name", "named", "numbers", "orphan_grace",
                  "orphans", "over", "part", "receipt", "recordings", "replies", "told")  # fmt: skip
 
     def __init__(self, name: str, *, named: bool = False) -> None:
         self.name = name
         self.named = named
         self.listening = False  # to cancels from the bus
+        self.lent = False  # it is the parent's of a forked child, which has a copy and answers for nothing of it
         self.epoch = 0  # until it is recorded
         self.told = False  # it is on record though nobody has cancelled it: others have to know of it
         self.orphans = Orphans.LEAVE

@@ -47,6 +47,7 @@ TOLD: list[Callable[[], Any]] = []
 """Called when a registry is made."""
 
 _numbers = itertools.count(1)
+_made_up = map("run-{}".format, _numbers)
 
 
 class Registry:
@@ -96,7 +97,7 @@ class Registry:
     ) -> BaseRun:
         """A run of that name, ready to be entered. Raises `UsageError`, and then nothing was opened."""
         named = name is not None
-        name = f"run-{next(_numbers)}" if name is None else checked_new_name(name)
+        name = next(each for each in _made_up if each not in self._live) if name is None else checked_new_name(name)
         if timeout is not None:
             timeout = checked_seconds("timeout", timeout)
         if policy is not None:
@@ -207,11 +208,11 @@ class Registry:
 
     def christen(self, run: BaseRun, ref: Ref) -> None:
         """The id of a remote run is known: from now on that is its name."""
-        if self._live.get(run.name) is run:
-            del self._live[run.name]
-        run.name = str(ref)
-        self._live[run.name] = run
-        self._remotes[ref] = run
+        before, after = run.name, str(ref)
+        self._live[after] = self._remotes[ref] = run  # first: it is to be found all the time
+        run.name = after
+        if before != after and self._live.get(before) is run:
+            del self._live[before]
         self._make_room()
 
     def _make_room(self) -> None:
@@ -272,7 +273,7 @@ class Registry:
 
     def live(self) -> list[BaseRun]:
         """The runs that have not ended, oldest first."""
-        return list(self._live.values())
+        return list(dict.fromkeys(self._live.values()))  # one that is being renamed is there twice
 
     def get(self, name: str) -> BaseRun:
         """The run of that name, live or ended lately. Raises `UnknownRunError`."""
@@ -348,14 +349,15 @@ class Registry:
     def retire(self, run: BaseRun) -> None:
         """The run has ended: it is remembered for a while."""
         if self._live.get(run.name) is run:
-            del self._live[run.name]
+            # The name comes free last: who opens or cancels the next run of it comes after all that is this one's.
             if self.keeper is not None:
                 self.keeper.ended(run)
             if not run.anonymous or run.cancelled or run.remote is not None:
                 self._ended.pop(run.name, None)  # so that it goes to the end of the queue
                 self._ended[run.name] = run
-                if len(self._ended) > KEPT:
-                    self._forget()
+                self._forget()
+            if self._live.get(run.name) is run:
+                del self._live[run.name]
 
     def _forget(self) -> None:
         with contextlib.suppress(KeyError, RuntimeError, StopIteration):  # somebody else made room
