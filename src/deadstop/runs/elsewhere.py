@@ -65,9 +65,8 @@ class Elsewhere:
         self._id = question_of(name, request)
         self._intent = Intent(name, level=asked.level, request_id=request, **facts)
         self._record: Optional[IntentRecord] = None
-        self._before: Optional[float] = (
-            None  # when it was asked for first, if it was: runs since then are not meant (I8)
-        )
+        # When it was asked for first, if it was before: runs since then are not meant (I8).
+        self._before: Optional[float] = None
         self._receipt: Optional[CancelReceipt] = None
         self._asking: set[str] = set()  # processes that were told
         self._answered: set[str] = set()

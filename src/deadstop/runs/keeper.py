@@ -67,10 +67,8 @@ class Keeper(Hearing):
     def _leave(self) -> None:
         for run in list(self.registry._remotes.values()):
             if run.cancelled and run.remote is not None and not run.remote.over:
-                for kept in (
-                    self.kept(self.owner(run)),
-                    self.kept(run),
-                ):  # it may have been cancelled by its address first
+                # Under both: it may have been cancelled by its address before its scope was.
+                for kept in (self.kept(self.owner(run)), self.kept(run)):
                     if kept.epoch:
                         self.member.give_up(kept.name, kept.epoch)
 

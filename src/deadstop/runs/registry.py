@@ -46,8 +46,7 @@ REGISTRIES: weakref.WeakSet[Registry] = weakref.WeakSet()
 TOLD: list[Callable[[], Any]] = []
 """Called when a registry is made."""
 
-_numbers = itertools.count(1)
-_made_up = map("run-{}".format, _numbers)
+_made_up = map("run-{}".format, itertools.count(1))
 
 
 class Registry:
@@ -348,16 +347,17 @@ class Registry:
 
     def retire(self, run: BaseRun) -> None:
         """The run has ended: it is remembered for a while."""
-        if self._live.get(run.name) is run:
-            # The name comes free last: who opens or cancels the next run of it comes after all that is this one's.
+        if self._live.get(run.name) is not run:
+            return
+        try:
             if self.keeper is not None:
                 self.keeper.ended(run)
             if not run.anonymous or run.cancelled or run.remote is not None:
                 self._ended.pop(run.name, None)  # so that it goes to the end of the queue
                 self._ended[run.name] = run
                 self._forget()
-            if self._live.get(run.name) is run:
-                del self._live[run.name]
+        finally:  # the name comes free last: who opens or cancels the next run of it comes after all of this one
+            self._live.pop(run.name, None)
 
     def _forget(self) -> None:
         with contextlib.suppress(KeyError, RuntimeError, StopIteration):  # somebody else made room
