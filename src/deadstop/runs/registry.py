@@ -46,7 +46,7 @@ REGISTRIES: weakref.WeakSet[Registry] = weakref.WeakSet()
 TOLD: list[Callable[[], Any]] = []
 """Called when a registry is made."""
 
-_made_up = map("run-{}".format, itertools.count(1))
+_numbers = itertools.count(1)
 
 
 class Registry:
@@ -96,9 +96,9 @@ class Registry:
     ) -> BaseRun:
         """A run of that name, ready to be entered. Raises `UsageError`, and then nothing was opened."""
         named = name is not None
-        name = next(each for each in _made_up if each not in self._live) if name is None else checked_new_name(name)
-        if timeout is not None:
-            timeout = checked_seconds("timeout", timeout)
+        made_up = (f"run-{number}" for number in _numbers)
+        name = checked_new_name(name) if named else next(each for each in made_up if each not in self._live)
+        timeout = None if timeout is None else checked_seconds("timeout", timeout)
         if policy is not None:
             checked_policy(policy)
         elif self.policy is None:
