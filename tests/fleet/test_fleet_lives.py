@@ -263,3 +263,24 @@ def test_a_process_with_many_orphans_to_be_is_asked_once(
     looks_again(client)
     assert 1 <= asked.count("ping") <= 5, "once for each look, and it may have looked by itself"
     holder.close()
+
+
+@files_alone
+def test_a_cancel_by_address_that_is_finished_here_is_the_one_on_record(
+    client: Any, server: FakeOpenAI, ledger: Ledger
+) -> None:
+    """A process died with it, and the scope of the remote run is open here: whoever is in it is told of that cancel,
+    and the record has one cancel with its outcome."""
+    with client.runs.open("chat-42") as run:
+        made = client.post("/responses", body=BACKGROUND, cast_to=JSON)
+        assert member_of(client).writes.drain(20.0)
+        name, now = f"response:{made['id']}", time.time()
+        opening = Opening(name, DEAD, now)
+        ledger.record_intent(Intent(name, reason="enough", at=now), DEAD, opening=opening, now=now)
+        once_it_looks(client, ledger.receipts, "the outcome")
+        with pytest.raises(deadstop.RunCancelledError, match="enough"):
+            client.runs.get(name).check()
+        assert not run.cancelled
+    assert member_of(client).writes.drain(20.0)
+    assert [(each.run, each.epoch, each.outcome) for each in ledger.receipts()] == [(name, 1, "cancelled")]
+    assert server.runs[0].truth == "cancelled"

@@ -93,9 +93,11 @@ class Keeper(Hearing):
         return above if above.registry.keeper.member is self.member else run
 
     def owner(self, run: BaseRun) -> BaseRun:
-        """The run that the cancel of `run` is on record under: the same, unless it is cancelled by itself."""
+        """The run that the cancel of `run` is on record under: the one that it was cancelled with, or itself."""
         home = self.home(run)
-        return run if run.cancelled and not home.cancelled else home
+        if not run.cancelled or home.cancelled:
+            return home
+        return run.struck_by or run  # not its own scope: one that finishes the cancel of a dead process
 
     def opening(self, run: BaseRun) -> Opening:
         kept = self.kept(run)

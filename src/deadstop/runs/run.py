@@ -73,6 +73,7 @@ class BaseRun:
         "registry",
         "remote",
         "streamed_inside",
+        "struck_by",
         "timeout",
     )
 
@@ -101,6 +102,7 @@ class BaseRun:
         self.kept: Optional[Kept] = None  # what the ledger has of it
         self.opened = time.monotonic()
         self.cancelled = False
+        self.struck_by: Optional[BaseRun] = None  # the run that this one was cancelled with
         self.ended = False
         self.calls: dict[int, Call] = {}
         self.children: dict[int, BaseRun] = {}
@@ -241,6 +243,7 @@ class BaseRun:
                 call.cancelled = True
             for child in list(self.children.values()) if self.children else ():
                 if not child.cancelled:
+                    child.struck_by = self
                     cancelling.add_child(child._close_fence(child.intent_of(cancelling.intent), asked))
                 elif child.remote is not None:
                     before = child._cancelling["it"]
@@ -291,9 +294,9 @@ class BaseRun:
         if late is not None:
             return RunCancellationTimeoutError(receipt=late)
         run, (reason, actor, cause) = cancelling.run, cancelling.why
-        while run.remote is not None and cause is Cause.PARENT and run.parent is not None:
+        while run.remote is not None and cause is Cause.PARENT and run.struck_by is not None:
             # The user knows the scope that was cancelled, and not the address of what was started in it.
-            run = run.parent
+            run = run.struck_by
             reason, actor, cause = run._cancelling["it"].why
         return RunCancelledError(run=run.name, reason=reason, actor=actor, cause=cause, receipt=cancelling.receipt)
 
@@ -335,6 +338,7 @@ class BaseRun:
         if self.parent is not None:
             self.parent.children[id(self)] = self
             if self.parent.cancelled:
+                self.struck_by = self.parent
                 above: Any = self.parent._cancelling.get("it")
                 self.request_cancel(self.intent(reason=above and above.intent.reason, cause=Cause.PARENT))
 
