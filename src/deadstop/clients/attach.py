@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 
 from deadstop.clients.adopted import ATTRIBUTE, Adopted, adopt_async, adopt_sync, keep, share, url_in_force
 from deadstop.clients.drop_in import is_ours
-from deadstop.clients.helpers import hook_client_resources
+from deadstop.clients.helpers import LATE, hook_client_resources, hook_made_resources
 from deadstop.errors import UnsupportedClientError
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ def _override(client: Any, adopted: Adopted) -> None:
 
     def request(*args: Any, **kwargs: Any) -> Any:
         alive = ref()
+        hook_made_resources(alive, LATE)
         send = cls.request.__get__(alive, cls)
         return adopted.request(alive, send, args, kwargs)
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, cast
 import openai
 
 from deadstop.clients.adopted import ATTRIBUTE, adopt_async, adopt_sync, keep, share, url_in_force
-from deadstop.clients.helpers import hook_resources
+from deadstop.clients.helpers import hook_made_resources, hook_resources
 
 if TYPE_CHECKING:
     from deadstop.runs.blocking import Runs
@@ -126,6 +126,7 @@ def _prepared(init: Any) -> Any:
         if first:
             self.__dict__[_URL] = None if _copied.get() is type(self) else _checked_url(runs_url)
         init(self, *args, **kwargs)
+        hook_made_resources(self)  # by an SDK that makes them at once
         if first and self.__dict__[_URL] is not None:
             keep((adopt_async if isinstance(self, _Async) else adopt_sync)(self), self, self.__dict__[_URL])
 

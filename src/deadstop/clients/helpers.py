@@ -1,4 +1,4 @@
-"""The SDK's stream helpers (`chat.completions.stream()` and its kin), fenced too, and what it does in threads.
+"""The SDK's stream helpers (`chat.completions.stream()` and its kin), fenced too, what it does in threads, its polling.
 
 A helper makes several events of one chunk, so the fence below it is not enough. It is reached through the resource
 that makes it, when that resource is first asked for: nothing is imported early.
@@ -12,7 +12,7 @@ import functools
 import inspect
 from typing import Any, Callable, TypeVar
 
-__all__ = ["hook_client_resources", "hook_resources"]
+__all__ = ["LATE", "hook_client_resources", "hook_made_resources", "hook_resources"]
 
 C = TypeVar("C", bound=type)
 
@@ -133,9 +133,18 @@ def _hook_connect(resource: Any) -> None:
 def _hook_uploads(resource: Any) -> None:
     from deadstop.calls.pool import recast
 
+    _hook_pauses(resource)  # first: a copy of what was recast twice is of the class of the first time
     upload = getattr(type(resource), "upload_and_poll", None)
     if upload is not None and not inspect.iscoroutinefunction(upload):
         recast(resource, _with_uploads)
+
+
+def _hook_pauses(resource: Any) -> None:
+    from deadstop.calls.pool import recast
+    from deadstop.clients.polls import with_pauses
+
+    if callable(getattr(type(resource), "_sleep", None)):
+        recast(resource, with_pauses)
 
 
 def _is_lazy(attribute: Any) -> bool:
@@ -151,12 +160,22 @@ _HOOKS: dict[str, Hook] = {
     "realtime": _hook_connect,
     "vector_stores": _hook_children,
     "file_batches": _hook_uploads,
+    "files": _hook_pauses,
+    "videos": _hook_pauses,
+    "threads": _hook_children,
+    "runs": _hook_pauses,
+    "agents": _hook_children,
+    "sessions": _hook_pauses,
 }
+
+_SEEN_TO = ("chat", "beta", "responses", "messages", "realtime", "vector_stores")
+LATE = ("files", "videos")
+"""Resources of which nothing is ours before their second request: a client that we leave alone is not to load them."""
 
 
 def hook_resources(cls: C) -> C:
     """Class decorator: prepare the resources of a client class."""
-    for name in ("chat", "beta", "responses", "realtime", "vector_stores"):
+    for name in (*_SEEN_TO, *LATE):
         for base in cls.__mro__:
             if name in base.__dict__:
                 original = base.__dict__[name]
@@ -168,7 +187,15 @@ def hook_resources(cls: C) -> C:
 
 def hook_client_resources(client: Any) -> None:
     """Prepare the resources of a client whose class is to be left alone."""
-    for name in ("chat", "beta", "responses", "messages", "realtime", "vector_stores"):
+    for name in _SEEN_TO:
         resource = getattr(client, name, None)
+        if resource is not None:
+            _HOOKS[name](resource)
+
+
+def hook_made_resources(client: Any, names: tuple[str, ...] = (*_SEEN_TO, *LATE)) -> None:
+    """Prepare what the client has made of its resources by now: those that are late, or that its SDK makes at once."""
+    for name in names:
+        resource = client.__dict__.get(name)
         if resource is not None:
             _HOOKS[name](resource)
