@@ -107,6 +107,7 @@ async def poll_async(batches: Any, helper: str) -> Any:
 
 
 def test_without_a_cancel_it_sleeps_as_long_as_it_was_told(world: Any, client: Any) -> None:
+    """Nobody who never cancels notices us."""
     began = time.monotonic()
     world.run(world.call, client, "r", client.files._sleep, 0.6)
     assert 0.6 <= time.monotonic() - began < 0.6 + SOON
@@ -126,6 +127,7 @@ def cancelled_first(world: Any, client: Any) -> Any:
 
 
 def test_a_sleep_that_is_over_leaves_nothing_with_its_run(world: Any, client: Any) -> None:
+    """No leaks: a poll of an hour leaves nothing for each of its looks."""
     world.run(world.call, client, "r", sleeps_and_looks, world, client)
 
 
@@ -159,6 +161,7 @@ def test_somebody_elses_sleep_is_theirs(world: Any, client: Any, monkeypatch: py
 
 
 def test_outside_of_a_scope_the_sdk_sleeps(world: Any, client: Any) -> None:
+    """There is nothing to cancel it by."""
     if world.name == "trio" and not hasattr(openai._resource, "anyio"):
         pytest.skip("this SDK sleeps on asyncio alone")
     began = time.monotonic()
