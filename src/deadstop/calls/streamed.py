@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import re
 import time
 from collections.abc import Awaitable, Generator
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from deadstop.calls.call import Call, Interruption
 from deadstop.calls.drain import Drain, in_thread
 from deadstop.calls.loops import Loop
 from deadstop.calls.reassemble import REFUSE, Plan, Refusal, Truncated, error_in, plan, refusal
+from deadstop.calls.reassemble.sse import is_of_events
 from deadstop.calls.turns import Overdue
 from deadstop.core.model import Streamed
 
@@ -30,10 +30,6 @@ __all__ = ["exchange_blocking", "exchange_concurrent"]
 
 LINGER = 0.1
 """How long (seconds) to wait for the end of the body after the last event, so that the connection can be reused."""
-
-_EVENTS = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:data|event|id|retry)?\s?:")
-_TELLING = 16
-"""How many bytes of a body, without the space around them, say whether it is of events: more than the pattern takes."""
 
 
 @dataclass(frozen=True)
@@ -226,13 +222,11 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
                 call.memory[(key, "stream_options")] = False
             begun: list[bytes] = []
             if not is_stream:
-                # Some servers stream under another type, or none: what comes says what it is.
-                while len(b"".join(begun).strip()) < _TELLING:
+                chunk: Optional[bytes] = b""
+                while chunk is not None and is_of_events(b"".join(begun)) is None:
                     chunk = yield _Read(response)
-                    if chunk is None:
-                        break
-                    begun.append(chunk)
-                if not _EVENTS.match(b"".join(begun)):
+                    begun.append(chunk or b"")
+                if not is_of_events(b"".join(begun), whole=True):
                     call.answer_within = call.read_deadline = None
                     body = b"".join(begun) + (yield from _read_all(response))
                     if not _is_error(body):  # which says nothing of the answers that it will have

@@ -12,7 +12,7 @@ import time
 import zlib
 from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol, cast
 
-from deadstop.calls.reassemble.sse import EventStream
+from deadstop.calls.reassemble.sse import Event, EventStream, is_of_events
 from deadstop.core.model import Evidence
 from deadstop.kinds.base import Ref
 from deadstop.kinds.register import Passing
@@ -52,7 +52,9 @@ class Tracker:
         "_events",
         "_listener",
         "_outstanding",
+        "_piecemeal",
         "_size",
+        "_told",
         "heard",
         "learned",
         "over",
@@ -84,6 +86,8 @@ class Tracker:
         self._size = 0
         self._events: Optional[EventStream] = None
         self._decode: Optional[Decode] = None
+        self._piecemeal = True  # it can be decoded as it comes
+        self._told = False  # whether it is of events
 
     def holds(self, call: Call) -> bool:
         """Whether a cancel must leave `call` at its work for now: its answer is still needed."""
@@ -122,10 +126,14 @@ class Tracker:
             self._outstanding = False
             self._size = LARGEST + 1  # an error is no run
             return
-        self._decode, piecemeal = _decoder(response)
-        self.streamed = response.headers.get("content-type", "").lower().startswith("text/event-stream")
-        if self.streamed and piecemeal:
-            self._events = EventStream()
+        self._decode, self._piecemeal = _decoder(response)
+        self.streamed = False
+        if response.headers.get("content-type", "").lower().startswith("text/event-stream"):
+            self._is_of_events(True)
+
+    def _is_of_events(self, told: bool) -> None:
+        self._told, self.streamed = True, told
+        self._events = EventStream() if told else None
 
     def feed(self, chunk: Optional[bytes]) -> None:
         """Bytes of the answer have come; None: that was all."""
@@ -136,23 +144,41 @@ class Tracker:
             self._chunks = []
             return
         try:
-            if self._events is not None:
-                for _, data in self._events.feed(self._decoded(chunk)) if chunk else self._events.end():
-                    self._see_event(data)
-            elif chunk is None and self.streamed:
-                for _, data in EventStream().feed(self._decoded(b"".join(self._chunks))):
-                    self._see_event(data)
-            elif chunk is None:
-                self._see(json.loads(self._decoded(b"".join(self._chunks))), Evidence.STATUS)
-                self._begin()  # a run that lives on is not to hold it
+            if self._piecemeal:
+                self._feed(chunk if chunk is None else self._decoded(chunk))
+            elif chunk is not None:
+                self._keep(chunk)
             else:
-                self._size += len(chunk)
-                self._chunks.append(chunk)
+                whole, self._chunks = self._decoded(b"".join(self._chunks)), []
+                self._feed(whole)
+                self._feed(None)
         except Exception:  # not what it said it was; that is the SDK's to report
             self._size = LARGEST + 1
 
+    def _feed(self, data: Optional[bytes]) -> None:
+        if data is not None:
+            self._keep(data)
+        if not self._told:
+            told = is_of_events(b"".join(self._chunks), whole=data is None)
+            if told is not None:
+                self._is_of_events(told)
+        if self._events is not None:
+            chunks, self._chunks, self._size = self._chunks, [], 0
+            for each in chunks:
+                self._see_events(self._events.feed(each))
+            if data is None:
+                self._see_events(self._events.end())
+        elif data is None:
+            whole = b"".join(self._chunks)
+            self._begin()  # a run that lives on is not to hold it
+            self._see(json.loads(whole), Evidence.STATUS)
+
     def _decoded(self, data: bytes) -> bytes:
         return data if self._decode is None else self._decode(data)
+
+    def _keep(self, data: bytes) -> None:
+        self._size += len(data)
+        self._chunks.append(data)
 
     def see(self, result: Any) -> None:
         """The SDK's object for the answer: where no transport told us anything."""
@@ -165,10 +191,11 @@ class Tracker:
             elif callable(dump):
                 self._see(dump(), Evidence.STATUS)
 
-    def _see_event(self, data: bytes) -> None:
-        # Only events that carry a whole object: a delta has no status, and there are thousands of them.
-        if b'"object"' in data:
-            self._see(json.loads(data), Evidence.EVENTS)
+    def _see_events(self, events: list[Event]) -> None:
+        for _, data in events:
+            # Only events that carry a whole object: a delta has no status, and there are thousands of them.
+            if b'"object"' in data:
+                self._see(json.loads(data), Evidence.EVENTS)
 
     def _see(self, data: Any, evidence: Evidence) -> None:
         kind, within = self.passing.kind, self.passing.within

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from typing import Optional
+
+__all__ = ["BARE", "Event", "EventStream", "is_of_events"]
+
 Event = tuple[bytes, bytes]
 """An event's name (empty when it has none) and its data."""
 
@@ -10,6 +15,18 @@ BARE = b"\n"
 
 _FIELDS = (b":", b"data", b"event", b"id:", b"retry:", b"error:")
 _BOM = b"\xef\xbb\xbf"
+
+_BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:data|event|id|retry)?\s?:")
+_TELLING = 16
+"""How many bytes of a body, without the space around them, say whether it is of events: more than the pattern takes."""
+
+
+def is_of_events(begun: bytes, *, whole: bool = False) -> Optional[bool]:
+    """Whether a body that begins so is a stream of events, whatever its headers say: some servers stream under another
+    type, or none. None if more of it has to come, unless this is the `whole`."""
+    if not whole and len(begun.strip()) < _TELLING:
+        return None
+    return _BEGINNING.match(begun) is not None
 
 
 class EventStream:
