@@ -177,3 +177,11 @@ def test_a_response_that_only_claims_to_be_a_stream_is_the_body(status: bytes) -
     """A server that ignores `stream` but for the content type; a failed response is a response."""
     response = HEAD + b',"status":' + status + b"}"
     assert ended(response) == Assembled(200, response)
+
+
+@pytest.mark.parametrize("kind", ["response.completed", "response.incomplete", "response.failed"])
+def test_an_event_may_have_its_type_in_its_name_alone(kind: str) -> None:
+    """As any other stream of events has it."""
+    done = f"event: {kind}\n".encode() + b'data: {"response":{"id":"r","output":[]}}\n\n'
+    item = b'event: response.output_item.done\ndata: {"output_index":0,"item":{"id":"msg"}}\n\n'
+    assert json.loads(ended(item, done).body) == {"id": "r", "output": [{"id": "msg"}]}

@@ -13,6 +13,7 @@ _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.fa
 _ITEM = "response.output_item.done"
 
 # Most events are deltas and of no use here: they are told apart without being parsed.
+_NAMES = frozenset(kind.encode() for kind in (*_TERMINAL, _ITEM, "error"))  # by those that say it in the event's name
 _WANTED = re.compile(rb'"(?:response\.(?:completed|incomplete|failed|cancelled|output_item\.done)|error)"')
 
 
@@ -34,7 +35,7 @@ class ResponseAssembler(Assembler):
         return usage if isinstance(usage, dict) else None
 
     def _take(self, name: bytes, data: bytes) -> bool:
-        if name != b"error" and not _WANTED.search(data):
+        if name not in _NAMES and not _WANTED.search(data):
             return False
         text = data.decode("utf-8", "replace")
         try:
