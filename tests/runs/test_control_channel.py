@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +20,8 @@ from deadstop import CancelPolicy, RunCancellationTimeoutError
 from deadstop.calls.workers import LIMIT
 from deadstop.clients.adopted import adopt_async
 from deadstop.kinds.base import Request
+from deadstop.runs import cancelling
+from deadstop.runs.chase import Chase
 from deadstop.testing import FakeOpenAI, faults
 
 
@@ -228,3 +232,60 @@ def test_what_is_to_be_sent_when_the_loop_is_over_is_not_sent(server: FakeOpenAI
     assert [result.attempt.error for result in results] == ["the event loop is closed"]
     assert not channel.spawn(lambda: results.append("begun"))
     assert len(results) == 1
+
+
+@pytest.fixture
+def threads_client(server: FakeOpenAI) -> Any:
+    with deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0) as one:
+        yield one
+
+
+def test_sent_is_sent_though_another_has_only_begun(
+    threads_client: Any, server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two cancel one run, and the first is held up at its book-keeping: the second is not told that a request left."""
+    world, reached, go_on, asked = Threads(), threading.Event(), threading.Event(), []
+
+    def held_up(*args: Any, **kwargs: Any) -> Any:
+        reached.set()
+        go_on.wait(20.0)
+        return Chase(*args, **kwargs)
+
+    monkeypatch.setattr(cancelling, "Chase", held_up)
+    data = begin(world, threads_client)
+    name = f"response:{data['id']}"
+    first = world.start(threads_client.runs.cancel, name)
+    assert reached.wait(20.0)
+
+    def second() -> None:
+        threads_client.runs.cancel(name, wait="sent")
+        asked.append(server.runs[0].cancels)
+
+    pending = world.start(second)
+    until(lambda: len(threads_client.runs.get(name)._cancelling["it"]._late) == 1, "the second cancel")
+    assert not pending.done
+    go_on.set()
+    pending.result()
+    assert first.result().outcome == "cancelled"
+
+
+def test_a_signal_handler_on_top_of_a_cancel_does_not_wait_for_it(
+    threads_client: Any, server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C once more while the first cancel is at its book-keeping: that one goes on when the handler returns."""
+    told: list[Any] = []
+    data = begin(Threads(), threads_client)
+    name = f"response:{data['id']}"
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if not told:  # as a handler would, on top of this thread
+            cancel = threads_client.runs.cancel
+            told.extend(cancel(name, wait=level, timeout=30.0).outcome for level in ("sent", "accepted", "confirmed"))
+        return Chase(*args, **kwargs)
+
+    monkeypatch.setattr(cancelling, "Chase", interrupted)
+    began = time.monotonic()
+    assert threads_client.runs.cancel(name).outcome == "cancelled"
+    assert time.monotonic() - began < 10.0
+    assert len(told) == 3
+    assert "cancelled" not in told

@@ -29,6 +29,7 @@ from deadstop.runs.waiting import (
     answer,
     away_answer,
     first_wait,
+    goals,
     next_wait,
     overdue,
     stuck,
@@ -262,7 +263,7 @@ def cancel(run: BaseRun, asked: Wish, facts: Facts) -> CancelReceipt:
 
 
 def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
-    for goal in cancelling.goals(asked.level):
+    for goal in goals(cancelling, asked.level):
         while not goal.is_set() and not stuck(cancelling):
             left = next_wait(cancelling, asked)
             if not goal.wait(left) and overdue(cancelling, asked):

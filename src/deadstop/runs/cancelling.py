@@ -37,7 +37,7 @@ from deadstop.runs import telling
 from deadstop.runs.chase import Chase
 from deadstop.runs.receipts import noted
 from deadstop.runs.summary import later_of, sum_up
-from deadstop.runs.waiting import Wanted
+from deadstop.runs.waiting import Wanted, stuck
 from deadstop.runs.waiting import intent as built
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Cancelling:
     _chase: Optional[Chase] = None  # of the remote run that this run is
     _told = False  # that the chase has come to something, and what follows from it is under way
     _begun = False
+    follower: Optional[int] = None  # the thread that is doing the book-keeping
     _settled_at: Optional[float] = None
     _timed_out: AbstractSet[int] = frozenset()
     _final: Optional[CancelReceipt] = None
@@ -99,6 +100,12 @@ class Cancelling:
         done: Completion = self._once.get("done") or self._once.setdefault("done", Completion())
         return done
 
+    @property
+    def chasing(self) -> Completion:
+        """Set when the chase of the remote run has begun."""
+        chasing: Completion = self._once.get("chasing") or self._once.setdefault("chasing", Completion())
+        return chasing
+
     # What happened
 
     def add_child(self, child: Cancelling) -> None:
@@ -134,7 +141,7 @@ class Cancelling:
                     return None
                 found = call
         if self._children:
-            if self.has_remotes() or self.stuck_here():
+            if self.has_remotes() or stuck(self):
                 return None
             found = found or next(filter(None, (child.first_pending() for child in self._children)), None)
         return found
@@ -150,6 +157,13 @@ class Cancelling:
         """
         if self._once.pop("follow", None) is None:
             return
+        self.follower = threading.get_ident()
+        try:
+            self._follow(policy)
+        finally:
+            self.follower = None
+
+    def _follow(self, policy: Optional[CancelPolicy]) -> None:
         self._policy = policy
         if self.run.registry.keeper is not None:
             self.run.registry.keeper.cancelled(self)
@@ -172,6 +186,7 @@ class Cancelling:
         policy = self.run.registry.policy_for(self.run, self._policy)
         keeping = self.run.registry.keeping(self.run)
         chase = self._chase = Chase(remote, policy, settled=self._caught, let_go=self._release, keeping=keeping)
+        self.chasing.set()
         # Elsewhere: a signal handler may have come by on top of anything.
         if not remote.channel.spawn(lambda: chase.begin(self.intent)):
             chase.begin(self.intent)
@@ -193,13 +208,6 @@ class Cancelling:
             if not call.left.is_set():
                 call.release()
                 call.close_idle()
-
-    def goals(self, level: Level) -> list[Completion]:
-        """What to wait for, one after the other, until the cancel has come as far as `level`."""
-        if level is Level.CONFIRMED:
-            return [self.done, *self.run.recorded(), *([self._once["sure"]] if self.pursued else [])]
-        mine = [] if self._chase is None else [self._chase.left if level is Level.SENT else self._chase.accepted]
-        return mine + [each for child in self._children for each in child.goals(level)]
 
     def join(self, asked: Asked) -> None:
         """Somebody else wants the same. The first reason stays; this one is appended (I10), once (I8)."""
@@ -381,19 +389,6 @@ class Cancelling:
     def timed_out(self, call: Call) -> Optional[CancelReceipt]:
         """The receipt of the cancel that did not see `call` leave in time; None if it did."""
         return self._timeout_receipt if call.id in self._timed_out else None
-
-    def stuck_here(self) -> bool:
-        """Whether the caller stands inside one of the calls itself, so that waiting for it would be in vain.
-
-        So it is for a signal handler on top of it, and for a hook that it runs: when they return, it is aborted.
-        """
-        here, thread = current_call.get(), threading.get_ident()
-        for call in self.calls.values():
-            if call.left.is_set():
-                continue
-            if call is here or (not call.in_task and call.thread == thread and call.is_inside()):
-                return True
-        return any(child.stuck_here() for child in self._children)
 
     def snapshot(self, level: Optional[Level] = None) -> CancelReceipt:
         """The receipt as it would be now. With a `level`, short of confirmed, for whoever waits for no more."""

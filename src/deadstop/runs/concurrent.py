@@ -32,6 +32,7 @@ from deadstop.runs.waiting import (
     answer,
     away_answer,
     first_wait,
+    goals,
     next_wait,
     overdue,
     stuck,
@@ -285,7 +286,7 @@ def _bring_home(run: BaseRun) -> None:
 
 
 async def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
-    for goal in cancelling.goals(asked.level):
+    for goal in goals(cancelling, asked.level):
         while not goal.is_set() and not stuck(cancelling):
             left = next_wait(cancelling, asked)
             if not await goal.wait_async(left) and overdue(cancelling, asked):

@@ -115,23 +115,28 @@ class Reconciler:
         keeping = run.registry.keeping(run)
 
         def settled(chase: Chase) -> None:
+            unconfirmed = chase.machine.outcome is Outcome.UNCONFIRMED
+            if unconfirmed and time.monotonic() < until and not chase.hopeless and not self._closed:
+                chase.stop()  # the next one hears of the run from here on, and takes this one's place
+                self._chase(run, intent, policy, until, stretch * 2)
+                return
             self._chases.pop(id(remote), None)
-            if chase.machine.outcome is not Outcome.UNCONFIRMED:
+            if not unconfirmed:
                 log.info(
                     "The cancel of %r went on after its timeout, and came to: %s.", run.name, chase.machine.outcome
                 )
-            elif time.monotonic() < until and not chase.hopeless and not self._closed:
-                chase.stop()  # the next one hears of the run from here on
-                self._chase(run, intent, policy, until, stretch * 2)
             else:
                 log.warning("Gave up on cancelling %r: %s", run.name, diagnose(chase.facts()))
-            if id(remote) not in self._chases:
-                self._tell(id(remote))
+            self._tell(id(remote))
 
         bounded = policy.replace(timeout=max(min(until - now, stretch), 0.001))
         chase = Chase(remote, bounded, settled=settled, let_go=_nothing, keeping=keeping)
         chase.until = until
         self._chases[id(remote)] = chase
+        if self._closed:  # meanwhile
+            self._chases.pop(id(remote), None)
+            self._tell(id(remote))
+            return
         remote.channel.spawn(lambda: chase.begin(replace(intent, at=now, deadline=float("inf"), request_id=None)))
 
     def _tell(self, key: int) -> None:

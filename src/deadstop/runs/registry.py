@@ -363,8 +363,8 @@ class Registry:
         with contextlib.suppress(KeyError, RuntimeError, StopIteration):  # somebody else made room
             while len(self._ended) > KEPT:
                 gone = self._ended.pop(next(iter(self._ended)))
-                if gone.remote is not None and gone.remote.ref is not None:
-                    self._remotes.pop(gone.remote.ref, None)
+                if gone.remote is not None and self._remotes.get(cast(Ref, gone.remote.ref)) is gone:
+                    del self._remotes[cast(Ref, gone.remote.ref)]
 
     def keeping(self, run: BaseRun) -> Keeping:
         """How the chase after a remote run is put on record."""

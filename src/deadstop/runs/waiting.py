@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Optional, Union
 
-from deadstop.calls.call import Call
+from deadstop.calls.call import Call, current_call
+from deadstop.calls.completion import Completion
 from deadstop.core.model import CancelReceipt, Intent, Level, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunCancellationTimeoutError, UsageError
@@ -31,6 +34,7 @@ __all__ = [
     "answer",
     "away_answer",
     "first_wait",
+    "goals",
     "intent",
     "next_wait",
     "overdue",
@@ -120,6 +124,20 @@ LOOK = 0.25
 """How often (seconds) the record is read by one who waits for an outcome, should the signal of it be lost."""
 
 
+def goals(cancelling: Cancelling, level: Level) -> Iterator[Completion]:
+    """What to wait for, one after the other, until the cancel has come as far as `level`."""
+    if level is Level.CONFIRMED:
+        sure = [cancelling._once["sure"]] if cancelling.pursued else []
+        yield from (cancelling.done, *cancelling.run.recorded(), *sure)
+        return
+    if cancelling.run.remote is not None:
+        yield cancelling.chasing  # another canceller may be about to begin with it
+        if cancelling._chase is not None:
+            yield cancelling._chase.left if level is Level.SENT else cancelling._chase.accepted
+    for child in list(cancelling._children):
+        yield from goals(child, level)
+
+
 def first_wait(cancelling: Cancelling, asked: Wish) -> Optional[Call]:
     """The call to wait for at once; None if there is none that may be waited for, or there is more to be done."""
     return cancelling.first_pending() if asked.level is None or asked.level is Level.CONFIRMED else None
@@ -143,8 +161,20 @@ def overdue(cancelling: Cancelling, asked: Terms) -> bool:
 
 
 def stuck(cancelling: Cancelling) -> bool:
-    """Whether waiting is in vain, because the canceller stands inside what it waits for."""
-    return cancelling.stuck_here()
+    """Whether waiting is in vain, because the canceller stands inside what it waits for.
+
+    So it is for a signal handler on top of a call, or of another canceller at its book-keeping, and for a hook that a
+    call runs: when they return, it goes on.
+    """
+    here, thread = current_call.get(), threading.get_ident()
+    if cancelling.follower == thread:
+        return True
+    for call in cancelling.calls.values():
+        if call.left.is_set():
+            continue
+        if call is here or (not call.in_task and call.thread == thread and call.is_inside()):
+            return True
+    return any(stuck(child) for child in cancelling._children)
 
 
 def answer(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
