@@ -21,6 +21,7 @@ from deadstop.fleet.member import KEEP, Member
 from deadstop.fleet.post import Post, directory
 from deadstop.ledger.base import Ledger
 from deadstop.ledger.facts import Opening, Orphans, Process, RemoteRun
+from deadstop.runs.kept import monotonic, unix
 from deadstop.testing import FakeOpenAI, faults
 
 BACKGROUND: Any = {"model": "m", "input": "hi", "background": True}
@@ -284,3 +285,21 @@ def test_a_cancel_by_address_that_is_finished_here_is_the_one_on_record(
     assert member_of(client).writes.drain(20.0)
     assert [(each.run, each.epoch, each.outcome) for each in ledger.receipts()] == [(name, 1, "cancelled")]
     assert server.runs[0].truth == "cancelled"
+
+
+def test_a_thread_that_is_held_up_between_the_clocks_reads_them_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a run was opened decides whether an earlier cancel of its name is for it: a busy machine moves it by
+    nothing."""
+    read, held_up = time.time, [0.3]
+
+    def slow() -> float:
+        now = read()
+        if held_up:
+            threading.Event().wait(held_up.pop())
+        return now
+
+    before, moment = time.time(), time.monotonic()
+    monkeypatch.setattr(time, "time", slow)
+    assert abs(unix(moment) - before) < 0.1
+    held_up.append(0.3)
+    assert abs(monotonic(before) - moment) < 0.1

@@ -23,15 +23,34 @@ __all__ = ["Kept", "Recording", "asked_for", "listed", "monotonic", "recorded", 
 
 log = logging.getLogger("deadstop")
 
+CLOSE = 0.0001
+"""Within what time (seconds) two clocks are read."""
+
 
 def unix(moment: float) -> float:
     """A moment on the monotonic clock in unix seconds."""
-    return time.time() + moment - time.monotonic() if math.isfinite(moment) else moment
+    return moment + _apart() if math.isfinite(moment) else moment
 
 
 def monotonic(moment: float) -> float:
     """The reverse."""
-    return time.monotonic() + moment - time.time() if math.isfinite(moment) else moment
+    return moment - _apart() if math.isfinite(moment) else moment
+
+
+def _apart() -> float:
+    """How far (seconds) the two clocks are apart.
+
+    A thread may be held up between the two: then it looks again, or a run would be taken to have been opened before a
+    cancel that came first.
+    """
+    best, closest = 0.0, math.inf
+    for _ in range(5):
+        before, now, after = time.monotonic(), time.time(), time.monotonic()
+        if after - before < closest:
+            best, closest = now - (before + after) / 2, after - before
+        if closest < CLOSE:
+            break
+    return best
 
 
 def asked_for(run: str, message: dict[str, Any]) -> Intent:
