@@ -96,8 +96,9 @@ class Registry:
     ) -> BaseRun:
         """A run of that name, ready to be entered. Raises `UsageError`, and then nothing was opened."""
         named = name is not None
-        made_up = (f"run-{number}" for number in _numbers)
-        name = checked_new_name(name) if named else next(each for each in made_up if each not in self._live)
+        name = f"run-{next(_numbers)}" if name is None else checked_new_name(name)
+        while not named and name in self._live:  # a name that the user has given
+            name = f"run-{next(_numbers)}"
         timeout = None if timeout is None else checked_seconds("timeout", timeout)
         if policy is not None:
             checked_policy(policy)
@@ -105,8 +106,6 @@ class Registry:
             check_settings(opening=True)
         if metadata is not None and not isinstance(metadata, Mapping):
             raise UsageError(f"metadata is {metadata!r}: give a mapping, such as {{'user': 'u-7'}}.")
-        if streamed_inside is None:
-            streamed_inside = self.streamed_inside
         allowed = None if cancellers is None else checked_actors(cancellers)
         if orphans not in ("leave", "cancel") or not 0 <= orphan_grace < float("inf"):
             raise UsageError(f"orphans is {orphans!r} after {orphan_grace!r} s: give 'leave', or 'cancel' and seconds.")
@@ -118,7 +117,7 @@ class Registry:
             timeout=timeout,
             metadata=metadata,
             policy=policy,
-            streamed_inside=streamed_inside,
+            streamed_inside=self.streamed_inside if streamed_inside is None else streamed_inside,
         )
         run.cancellers = allowed
         if self.keeper is not None:
@@ -355,7 +354,8 @@ class Registry:
             if not run.anonymous or run.cancelled or run.remote is not None:
                 self._ended.pop(run.name, None)  # so that it goes to the end of the queue
                 self._ended[run.name] = run
-                self._forget()
+                if len(self._ended) > KEPT:
+                    self._forget()
         finally:  # the name comes free last: who opens or cancels the next run of it comes after all of this one
             self._live.pop(run.name, None)
 
