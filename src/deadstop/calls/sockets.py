@@ -38,8 +38,9 @@ class Owned:
     def __init__(self, inner: Any, core: Any = None) -> None:
         self._inner = inner
         self._core = core
-        # Reentrant: a signal handler may let go of a stream on top of a canceller that is at work on it.
+        # Reentrant: a signal handler may let go of a stream on top of whoever is at work on it.
         self._lock = threading.RLock()
+        self._strikers: list[int] = []  # the threads that are shutting it down just now
         self._owner: Optional[Call] = None
         self._closed = False
         self._dead = False
@@ -53,6 +54,8 @@ class Owned:
         """From now on `call` is using the stream. The caller looks at `call.cancelled` next."""
         with self._lock:
             self._owner = call
+            if self._strikers:
+                self._let_them_end()
         if call is not None:
             if self._sock is None:
                 sock = self._inner.get_extra_info("socket")
@@ -85,14 +88,26 @@ class Owned:
         with self._lock:
             if self._owner is call:
                 self._owner = None
+                if self._strikers:
+                    self._let_them_end()
+
+    def _let_them_end(self) -> None:
+        """Wait for the other threads that found the stream as it was until now, and are shutting it down.
+
+        That is one system call, so nobody wakes this one. A signal handler may stand on top of one of them.
+        """
+        pause, me = threading.Lock(), threading.get_ident()
+        pause.acquire()
+        while any(each != me for each in list(self._strikers)) and self._process is _process:
+            pause.acquire(timeout=0.00005)
 
     def interrupt(self, call: Call) -> bool:
         """Shut the socket down if `call` is using it. Whether it was. Never blocks; any thread."""
-        # Who holds the lock looks at `cancelled` after letting go, so nothing is lost by not waiting for it. A
-        # signal handler may run on top of the holder: waiting could be for ever.
-        if not self._lock.acquire(False):
-            return False
+        # Without the lock, which takes longer than the shutdown, cold: who changes what is looked at here waits for
+        # those who are in `_strikers` after, and looks at `cancelled`.
+        me = threading.get_ident()
         try:
+            self._strikers.append(me)
             if self._owner is not call or self._closed or self._multiplexed or self._process is not _process:
                 return False
             self._dead = True
@@ -104,7 +119,8 @@ class Owned:
         except OSError:  # not connected any more
             return False
         finally:
-            self._lock.release()
+            if me in self._strikers:  # or a signal handler came before that
+                self._strikers.remove(me)
 
     def swap(self, inner: Any) -> None:
         """The socket was wrapped anew (TLS): interrupt that one from now on."""
@@ -118,11 +134,15 @@ class Owned:
             if used and not self._closed and not self._dead and self._process is _process:
                 shut_down(self._sock or self._inner.get_extra_info("socket"), self._inode)
             self._closed = True
+            if self._strikers:
+                self._let_them_end()
 
     def closing(self) -> None:
         """The stream is about to be closed: its descriptor must not be touched any more."""
         with self._lock:
             self._closed = True
+            if self._strikers:
+                self._let_them_end()
 
     def get_extra_info(self, info: str) -> Any:
         """As the pool's own stream, except for whether it is readable.

@@ -50,6 +50,15 @@ __all__ = ["Asked", "Cancelling"]
 Asked = Union[Intent, Wanted]
 """An intent, or what one is built from: a user's."""
 
+_LATER: dict[str, Callable[[], Any]] = {
+    "done": Completion,
+    "chasing": Completion,
+    "_machines": dict,
+    "_above": list,
+    "_late": list,
+    "_inbox": list,
+}
+
 
 class Cancelling:
     """The cancellation of a run. All who cancel it share this one (I7)."""
@@ -65,20 +74,28 @@ class Cancelling:
     _final: Optional[CancelReceipt] = None
     _timeout_receipt: Optional[CancelReceipt] = None
     _context: Optional[Context] = None  # of whoever asked first, for telemetry
+    # These are made when they are asked for first.
+    done: Completion  # set when there is an outcome
+    chasing: Completion  # set when the chase of the remote run has begun
+    _machines: dict[int, Cancellation]
+    _above: list[Cancelling]  # those that have this one among their children
+    _late: list[Intent]
+    _inbox: list[tuple[Optional[int], Optional[Event]]]
 
     def __init__(self, run: BaseRun, intent: Asked) -> None:
         self.run = run
         self._intent = intent
         # Nothing was left to cancel. (What is known of a remote run's end is the chase's business.)
         self.finished_before = run.ended and not run.calls and not run.children and run.remote is None
-        self._machines: dict[int, Cancellation] = {}
         self.calls: dict[int, Call] = {}  # whose fence is closed
         self._children: list[Cancelling] = []
-        self._above: list[Cancelling] = []  # those that have this one among their children
-        self._late: list[Intent] = []
-        self._inbox: list[tuple[Optional[int], Optional[Event]]] = []
         # What must happen once, or be had by one at a time. A dict, because its `pop` and `setdefault` are atomic.
         self._once: dict[str, Any] = {"follow": True, "work": True}
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in _LATER:
+            raise AttributeError(name)
+        return self.__dict__.setdefault(name, _LATER[name]())
 
     @property
     def intent(self) -> Intent:
@@ -93,18 +110,6 @@ class Cancelling:
         """The reason, the actor and the cause, without building the intent: who was interrupted asks for them."""
         it = self._intent
         return (it.reason, it.actor, it.cause) if isinstance(it, Intent) else (*it[2][:2], Cause.USER)
-
-    @property
-    def done(self) -> Completion:
-        """Set when there is an outcome."""
-        done: Completion = self._once.get("done") or self._once.setdefault("done", Completion())
-        return done
-
-    @property
-    def chasing(self) -> Completion:
-        """Set when the chase of the remote run has begun."""
-        chasing: Completion = self._once.get("chasing") or self._once.setdefault("chasing", Completion())
-        return chasing
 
     # What happened
 
