@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from deadstop.calls import sockets
 from deadstop.calls.sockets import Owned
 
 
@@ -113,5 +114,14 @@ def test_two_may_shut_it_down_at_once() -> None:
     held.go_on.set()
     for each in strikers:
         each.join(20.0)
+    stream.let_go(call)
+    assert stream._strikers == []
+
+
+def test_one_that_is_gone_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C may break anything off, at its very end, too."""
+    monkeypatch.setattr(sockets, "STRIKE_TRIES", 3)
+    stream, call = owned(lambda how: None)
+    stream._strikers.append(-1)
     stream.let_go(call)
     assert stream._strikers == []

@@ -16,6 +16,9 @@ __all__ = ["Owned", "shut_down"]
 
 BOTH = socket.SHUT_RDWR
 
+STRIKE_TRIES = 20_000
+"""How often somebody who is shutting a socket down is looked for: for two seconds at least."""
+
 _process = object()
 """Another one in a forked child. Asking the system for the process's number takes longer than all the rest."""
 
@@ -98,8 +101,11 @@ class Owned:
         """
         pause, me = threading.Lock(), threading.get_ident()
         pause.acquire()
-        while any(each != me for each in list(self._strikers)) and self._process is _process:
-            pause.acquire(timeout=0.00005)
+        for _ in range(STRIKE_TRIES):
+            if all(each == me for each in list(self._strikers)) or self._process is not _process:
+                return
+            pause.acquire(timeout=0.0001)
+        self._strikers.clear()  # it was broken off at the very end, as by Ctrl-C, and is gone
 
     def interrupt(self, call: Call) -> bool:
         """Shut the socket down if `call` is using it. Whether it was. Never blocks; any thread."""
