@@ -118,10 +118,14 @@ class Backend:
         began = time.monotonic()
         if call is not None:
             call.check()
+            in_time = True
             if call.resolves_first and not _is_address(host):
-                await _resolve(call, host, port, timeout)
+                in_time = await _resolve(call, host, port, timeout)
+                if timeout is not None:  # it is for both
+                    timeout = max(timeout - (time.monotonic() - began), 0.0) if in_time else 0.0
                 began = time.monotonic()
-            call.phase = Phase.CONNECTING
+            if in_time:  # else the name is what it hangs at, to the end
+                call.phase = Phase.CONNECTING
         try:
             inner = await self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
         except BaseException as error:
@@ -148,13 +152,18 @@ def _is_address(host: str) -> bool:
     return True
 
 
-async def _resolve(call: Call, host: str, port: int, timeout: Optional[float]) -> None:
-    """Look the name up before the connect does, so that it is seen how long that takes, and whether it hangs."""
+async def _resolve(call: Call, host: str, port: int, timeout: Optional[float]) -> bool:
+    """Look the name up before the connect does, so that it is seen how long that takes, and whether it hangs. Whether
+    that ended within `timeout` (seconds)."""
     call.phase = Phase.RESOLVING
     began = time.monotonic()
-    with anyio.move_on_after(timeout), contextlib.suppress(OSError):  # the connect will say what is wrong
-        await anyio.getaddrinfo(host, port)
+    in_time = False
+    with anyio.move_on_after(timeout):
+        with contextlib.suppress(OSError):  # the connect will say what is wrong
+            await anyio.getaddrinfo(host, port)
+        in_time = True
     call.note(dns=time.monotonic() - began)
+    return in_time
 
 
 async def _close_connected(error: BaseException) -> None:
