@@ -105,16 +105,16 @@ def test_what_breaks_off_a_shutdown_holds_nobody_up() -> None:
 
 def test_two_may_shut_it_down_at_once() -> None:
     """A second canceller is not held up by the first, and nothing is left of either."""
-    held = Held()
-    stream, call = owned(held)
-    strikers = [threading.Thread(target=stream.interrupt, args=(call,)) for _ in range(2)]
+    both = threading.Barrier(2, timeout=20.0)
+    stream, call = owned(lambda how: both.wait())
+    told: list[bool] = []
+    strikers = [threading.Thread(target=lambda: told.append(stream.interrupt(call))) for _ in range(2)]
     for each in strikers:
         each.start()
-    assert held.entered.wait(20.0)
-    held.go_on.set()
     for each in strikers:
         each.join(20.0)
     stream.let_go(call)
+    assert told == [True, True]
     assert stream._strikers == []
 
 

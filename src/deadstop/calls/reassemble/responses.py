@@ -12,8 +12,8 @@ from deadstop.calls.reassemble.jsontext import Member, members, object_of
 _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
 _ITEM = "response.output_item.done"
 
-# Most events are deltas and of no use here: they are told apart without being parsed.
 _NAMES = frozenset(kind.encode() for kind in (*_TERMINAL, _ITEM, "error"))  # by those that say it in the event's name
+# Most events are deltas and of no use here: they are told apart without being parsed.
 _WANTED = re.compile(rb'"(?:response\.(?:completed|incomplete|failed|cancelled|output_item\.done)|error)"')
 
 
