@@ -223,6 +223,7 @@ def test_a_kind_of_your_own(server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch)
     """A dozen lines make a new kind: it is learned from what passes, cancelled, and read back."""
     monkeypatch.setattr(register, "_kinds", {})
     register._heads.cache_clear()
+    register.unrelated.cache_clear()
     register_kind(
         Kind(
             name="job",
@@ -242,4 +243,5 @@ def test_a_kind_of_your_own(server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch)
     (child,) = client.runs.cancel("scope").children
     client.close()
     register._heads.cache_clear()
+    register.unrelated.cache_clear()
     assert (child.outcome, child.kind) == ("cancelled", "job")

@@ -9,7 +9,8 @@ import _thread
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any, Callable
+from functools import partial
+from typing import Any, Callable, Optional
 
 from deadstop.calls import connect, multiplexed
 from deadstop.calls.call import Call, Interruption, active_call
@@ -17,6 +18,7 @@ from deadstop.calls.drain import in_thread
 from deadstop.calls.network_blocking import Backend
 from deadstop.calls.pool import (
     CALL,
+    and_new,
     core_of,
     hook_pool,
     lock_is_free,
@@ -119,7 +121,7 @@ def _exchange(call: Call, request: Any, send: Callable[[Any], Any], transport: A
         if call.streamed_inside:
             response = exchange_blocking(call, request, lambda one: _send(call, one, send, transport))
         else:
-            response = _send(call, request, send, transport)
+            response = _send(call, request, send, transport, pools)
     finally:
         call.exchanging = False
     if call.cancelled:
@@ -131,11 +133,13 @@ def _exchange(call: Call, request: Any, send: Callable[[Any], Any], transport: A
     return response
 
 
-def _send(call: Call, request: Any, send: Callable[[Any], Any], transport: Any) -> Any:
+def _send(
+    call: Call, request: Any, send: Callable[[Any], Any], transport: Any, pools: Optional[list[Any]] = None
+) -> Any:
     """One request through the pool. Whatever a cancelled call fails with becomes an `Interruption`."""
+    pools = pools_of(transport) if pools is None else pools
     while True:
-        pools = pools_of(transport)
-        call.waker = lambda: _wake(pools, call)  # noqa: B023
+        call.waker = partial(_wake, call, transport, pools)
         call.completed = False
         try:
             with call.gate:
@@ -146,13 +150,14 @@ def _send(call: Call, request: Any, send: Callable[[Any], Any], transport: Any) 
             stream, call.socket, call.waker = call.socket, None, None
             if stream is not None:
                 stream.let_go(call)
-            for pool in pools:
+            for pool in and_new(pools, transport):
                 finish = reclaim(pool, call)
                 if finish is not None:
                     finish()
             if call.cancelled and isinstance(error, Exception):
                 raise Interruption(call) from None
             if call.requeued(error):
+                pools = pools_of(transport)
                 continue
             call.failed(error)
             raise
@@ -165,11 +170,11 @@ def _send(call: Call, request: Any, send: Callable[[Any], Any], transport: Any) 
         return response
 
 
-def _wake(pools: list[Any], call: Call) -> None:
+def _wake(call: Call, transport: Any, pools: list[Any]) -> None:
     if call.phase is Phase.WAITING_FOR_POOL:
         if call.interrupted is Interrupted.NOTHING:
             call.interrupted = Interrupted.WAKE
-        for pool in pools:
+        for pool in and_new(pools, transport):
             wake_waiter(pool, call)
 
 
@@ -233,13 +238,13 @@ class _Body:
             yield chunk
 
     def close(self) -> None:
-        if not self._hung_up():
+        if self._call.thread == threading.get_ident() or not self._hung_up():
             self._close()
 
     def _close(self) -> None:
         """As `close`, by who reads, or holds the gate: nobody else reads."""
         call = self._call
-        if self._closed or call.drains:  # what is drained is closed by whoever drains it
+        if self._closed or (call.drain is not None and call.drains):  # what is drained is closed by whoever drains it
             return
         self._closed = call.body_closed = True
         stream, call.socket, call.closer = call.socket, None, None
@@ -255,7 +260,7 @@ class _Body:
     def _hung_up(self) -> bool:
         """Whether another thread is reading: then it is woken, and closes by itself. A plain close leaves it stuck."""
         call = self._call
-        if self._closed or call.drains or call.thread == threading.get_ident() or not call.gate.locked():
+        if self._closed or call.drains or not call.gate.locked():
             return False
         stream = call.socket
         return stream is not None and bool(stream.interrupt(call))

@@ -86,7 +86,6 @@ class Call:
 
     __slots__ = (
         "__weakref__",
-        "_opaque",
         "answer_within",
         "aside",
         "attempt",
@@ -113,6 +112,7 @@ class Call:
         "memory",
         "method",
         "multiplexed",
+        "opaque",
         "path",
         "phase",
         "phase_at_cancel",
@@ -141,7 +141,6 @@ class Call:
         run: Owner,
         method: str,
         path: str,
-        *,
         streamed: bool,
         streamed_inside: bool,
         in_task: bool = False,
@@ -195,7 +194,7 @@ class Call:
         self.usage: Optional[dict[str, Any]] = None  # as far as it was seen elsewhere
         self.url: Any = None  # where the last request went
         self.aside = False  # that request is for something that the call needs first, and nothing of the call itself
-        self._opaque = False
+        self.opaque = False  # the transport offers nothing to interrupt: a mock, aiohttp, the user's own
         self.attempt: dict[str, Any] = {}
 
     # Interrupting
@@ -254,7 +253,7 @@ class Call:
     def can_drain(self) -> bool:
         """Whether what is being read is a stream that can be read on without its caller, and interrupted."""
         reading = self.phase in (Phase.READING, Phase.BETWEEN_EVENTS)
-        ours = self.tracker is None and not self.multiplexed and not self._opaque and not self.shown
+        ours = self.tracker is None and not self.multiplexed and not self.opaque and not self.shown
         apart = self.reader is not None or self.streamed is Streamed.INSIDE
         return reading and ours and apart and self.status is not None and self.status < 400
 
@@ -314,8 +313,9 @@ class Call:
         if self.cancelled:
             raise Interruption(self)
         # The SDK, or the user's auth, may get itself a token first, by the same transport.
-        self.aside = request is not None and request.url.path.endswith("/token") and not self.path.endswith("/token")
-        self._opaque = opaque
+        path = b"" if request is None else request.url.raw_path.partition(b"?")[0]  # decoding it takes longer
+        self.aside = path.endswith(b"/token") and not self.path.endswith("/token")
+        self.opaque = opaque
         self.thread = threading.get_ident()
         self.attempt = {"number": self.attempt.get("number", 0) + 1, "started": time.monotonic()}
         self.phase = Phase.UNKNOWN if opaque else Phase.WAITING_FOR_POOL
@@ -368,11 +368,6 @@ class Call:
         if isinstance(error, Exception):
             self.note(error=f"{type(error).__name__}: {error}", ended=time.monotonic())
 
-    @property
-    def opaque(self) -> bool:
-        """Whether the transport offers nothing to interrupt: a mock, aiohttp, the user's own."""
-        return self._opaque
-
     def leave(self) -> None:
         """The call is over: it has left the transport and its caller is, or is about to be, free."""
         drain = self.drain
@@ -388,7 +383,9 @@ class Call:
             self.socket = None
             if self.tracker is not None:
                 self.tracker.end(self)
-            self.left.set()
+            self.left.done = True
+            if self.left.waiters:
+                self.left.set()
             self.run.remove(self)
 
     def facts(self) -> CallFacts:

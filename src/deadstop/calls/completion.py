@@ -19,11 +19,11 @@ class Completion:
     Cheap while nobody waits: a call that is never cancelled pays for two attributes.
     """
 
-    __slots__ = ("_waiters", "done")
+    __slots__ = ("done", "waiters")
 
     def __init__(self) -> None:
         self.done = False
-        self._waiters: list[Callable[[], object]] = []
+        self.waiters: list[Callable[[], object]] = []
 
     def is_set(self) -> bool:
         return self.done
@@ -32,16 +32,16 @@ class Completion:
         """Set the flag and wake everybody. Never blocks."""
         self.done = True
         # list.pop is atomic, so each waiter is woken by exactly one setter, or sees the flag itself.
-        while self._waiters:
+        while self.waiters:
             try:
-                wake = self._waiters.pop()
+                wake = self.waiters.pop()
             except IndexError:
                 return
             wake()
 
     def notify(self, callback: Callable[[], object]) -> None:
         """Have `callback` called (once, in the setter's thread) when the flag is set; at once if it is."""
-        self._waiters.append(callback)
+        self.waiters.append(callback)
         if self.done:
             self.set()
 

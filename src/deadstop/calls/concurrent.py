@@ -20,7 +20,7 @@ from deadstop.calls import multiplexed
 from deadstop.calls.call import Call, Interruption, active_call
 from deadstop.calls.loops import Loop, asked_of, miscounted
 from deadstop.calls.network_concurrent import Backend
-from deadstop.calls.pool import CALL, pools_of, recast, reclaim, renew, retire, transports_of
+from deadstop.calls.pool import CALL, and_new, pools_of, recast, reclaim, renew, retire, transports_of
 from deadstop.calls.streamed import exchange_concurrent
 from deadstop.core.model import Interrupted, Phase
 
@@ -38,9 +38,7 @@ class interruptible:
     def __init__(self, call: Call) -> None:
         self._call = call
         self._loop = call.loop = call.loop or Loop.current()
-        self._scope = self._loop.scope()
-        self._task = self._loop.task()
-        self._asked = asked_of(self._task)
+        self._scope, self._task, self._asked = self._loop.scope_of_task()
         self._outer: Optional[Callable[[Optional[Loop]], None]] = None
 
     def __enter__(self) -> None:
@@ -143,11 +141,12 @@ def _interruptible(cls: Any) -> type:
     """An HTTP transport that runs a call's exchanges so that they can be interrupted."""
 
     class Transport(cls):  # type: ignore[misc]
-        async def handle_async_request(self, request: Any) -> Any:
+        # Not `async` itself: each turn that a request takes would pass through one coroutine more.
+        def handle_async_request(self, request: Any) -> Any:
             call = active_call()
             if call is None or call.exchanging:
-                return await super().handle_async_request(request)
-            return await _exchange(call, request, super().handle_async_request, self)
+                return super().handle_async_request(request)
+            return _exchange(call, request, super().handle_async_request, self)
 
     return Transport
 
@@ -165,7 +164,7 @@ async def _exchange(call: Call, request: Any, send: Callable[[Any], Awaitable[An
         if call.streamed_inside:
             response = await exchange_concurrent(call, request, lambda one: _send(call, one, send, transport))
         else:
-            response = await _send(call, request, send, transport)
+            response = await _send(call, request, send, transport, pools)
     finally:
         call.exchanging = False
     if call.cancelled:
@@ -177,10 +176,12 @@ async def _exchange(call: Call, request: Any, send: Callable[[Any], Awaitable[An
     return response
 
 
-async def _send(call: Call, request: Any, send: Callable[[Any], Awaitable[Any]], transport: Any) -> Any:
+async def _send(
+    call: Call, request: Any, send: Callable[[Any], Awaitable[Any]], transport: Any, pools: Optional[list[Any]] = None
+) -> Any:
     """One request through the pool. Whatever a cancelled call fails with becomes an `Interruption`."""
+    pools = pools_of(transport) if pools is None else pools
     while True:
-        pools = pools_of(transport)
         call.completed = False
         try:
             if call.cancelled:
@@ -190,8 +191,9 @@ async def _send(call: Call, request: Any, send: Callable[[Any], Awaitable[Any]],
             stream, call.socket = call.socket, None
             if stream is not None:
                 stream.let_go(call)
-            await _reclaim(pools, call)
+            await _reclaim(and_new(pools, transport), call)
             if call.requeued(error):
+                pools = pools_of(transport)
                 continue
             call.failed(error)
             if call.cancelled and isinstance(error, Exception):
@@ -298,7 +300,7 @@ class _Body:
 
     async def aclose(self) -> None:
         call = self._call
-        if self._closed or call.drains:  # what is drained is closed by whoever drains it
+        if self._closed or (call.drain is not None and call.drains):  # what is drained is closed by whoever drains it
             return
         self._closed = call.body_closed = True
         stream, call.socket, call.closer = call.socket, None, None

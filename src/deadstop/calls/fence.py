@@ -203,13 +203,13 @@ def hand_over(call: Call, result: Any) -> Any:
 
     Raises the call's error when the cancel came first.
     """
-    kind: Any = type(result)
-    if not _is_model(kind) and _is_stream(result):
+    model = _is_model(type(result))  # type: ignore[arg-type]
+    if not model and _is_stream(result):
         call.handed_over = True
         result = fence_stream(call, result)
         response = _own(result)["response"]
     else:
-        response = None if _is_model(kind) else _own(result).get("http_response", result)
+        response = None if model else _own(result).get("http_response", result)
         if response is None or _own(response).get("is_closed", True):
             # The value is here. Say so first, then look at the flag: whoever cancels does it the other way round.
             call.finished = True

@@ -8,7 +8,7 @@ import sys
 import threading
 import types
 from collections.abc import Coroutine, Generator
-from typing import Any, Callable, Optional, cast
+from typing import Any, Callable, Optional
 
 import anyio
 
@@ -56,7 +56,15 @@ class Loop:
         if self._scope is None:
             # Which library this is `anyio.CancelScope` asks each time, and that takes as long as all the rest.
             self._scope = type(anyio.CancelScope())
-        return cast(anyio.CancelScope, self._scope(shield=shield))
+        return self._scope(shield=shield)  # type: ignore[no-any-return]
+
+    def scope_of_task(self) -> tuple[anyio.CancelScope, Optional[asyncio.Task[Any]], int]:
+        """`scope()`, `task()` and `asked_of` that at once: every request asks."""
+        scope: Any = self._scope
+        key = self._key
+        task: Any = asyncio.current_task(key) if isinstance(key, asyncio.AbstractEventLoop) else None
+        asked = task.cancelling() if _COUNTED and task is not None else 0
+        return self.scope() if scope is None else scope(), task, asked
 
     def call(self, function: Callable[[], Any]) -> bool:
         """Run `function` on the loop soon. False if the loop is gone. From any thread and from a signal handler.
@@ -134,16 +142,18 @@ def _turn() -> Generator[None, None, None]:
     yield
 
 
-def who_runs() -> tuple[int, int]:
-    """Who runs this: the thread, and the task that it is in, if any."""
+def who_runs(in_task: bool = True) -> tuple[int, int]:
+    """Who runs this: the thread, and the task that it is in, if any.
+
+    `in_task`: it may be one of trio's. To ask takes as long as all the rest, where httpx has only imported it.
+    """
     loop = asyncio._get_running_loop()
     task: Any = None if loop is None else asyncio.current_task(loop)
-    if task is None and "trio" in sys.modules:
-        import trio
-
-        inside = getattr(trio.lowlevel, "in_trio_task", None)  # from trio 0.23 on
+    trio: Any = getattr(sys.modules.get("trio"), "lowlevel", None) if task is None and in_task else None
+    if trio is not None:
+        inside = getattr(trio, "in_trio_task", None)  # from trio 0.23 on
         try:  # noqa: SIM105  (each scope comes by here twice)
-            task = trio.lowlevel.current_task() if inside is None or inside() else None
+            task = trio.current_task() if inside is None or inside() else None
         except RuntimeError:  # in none
             pass
     return threading.get_ident(), id(task)

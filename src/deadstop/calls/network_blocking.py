@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any, Optional
 
 from deadstop.calls import connect
-from deadstop.calls.call import Call, Interruption, active_call
+from deadstop.calls.call import Call, Interruption, active_call, current_call
 from deadstop.calls.shared import SharedSocket
 from deadstop.calls.sockets import Owned
 from deadstop.calls.turns import call_here
@@ -49,7 +49,11 @@ class _Stream(Owned):
     def write(self, buffer: bytes, timeout: Optional[float] = None) -> None:
         if not buffer and not self._multiplexed:  # the end of a request that has said all
             return
-        call = active_call()
+        call = self._owner
+        if call is not None and call.phase is Phase.SENDING and call is current_call.get():
+            more = call.tracker is None  # of a request that has begun
+        else:
+            call, more = active_call(), False
         if self._multiplexed or (self._multiplexed is None and self.is_shared(buffer)):
             self.share(call)
             if self._shared is None and type(self._inner).__name__ == "SyncStream":  # not TLS within TLS
@@ -63,10 +67,14 @@ class _Stream(Owned):
             return
         if self._owner is not call:
             self.take(call)
-        if call.phase is not Phase.SENDING and self.greets_proxy(buffer):
+        if more:
+            if call.cancelled:
+                raise Interruption(call)
+        elif not self._begun and self.greets_proxy(buffer):
             call.check()
         else:
             call.sending(False)
+            self._begun = True
         try:
             self._inner.write(buffer, timeout)
         except Exception:

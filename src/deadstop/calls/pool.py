@@ -17,10 +17,11 @@ import contextlib
 import copy
 from typing import Any, Callable, Optional
 
-from deadstop.calls.call import Call, Interruption, active_call
+from deadstop.calls.call import Call, Interruption, active_call, current_call
 
 __all__ = [
     "CALL",
+    "and_new",
     "core_of",
     "hook_pool",
     "is_transport",
@@ -80,8 +81,10 @@ def _interruptible(cls: Any) -> type:
             # Every request passes here after it was queued and before it waits. The canceller sets `cancelled` and
             # then looks through the queue, so a request that it did not find there sees the flag here.
             closing = super()._assign_requests_to_connections()
-            call = active_call()
-            if call is not None and call.cancelled and any(each.is_queued() for each in requests_of(self, call)):
+            call = current_call.get()  # each request passes here twice: what else there is to ask can wait
+            if call is None or not call.cancelled or active_call() is not call:
+                return closing
+            if any(each.is_queued() for each in requests_of(self, call)):
                 self._close_connections(closing)
                 raise Interruption(call)
             return closing
@@ -109,6 +112,11 @@ def pools_of(transport: Any) -> list[Any]:
     if hasattr(pool, "_network_backend"):  # as `_holders` finds, too: each request asks twice, and nearly all stop here
         return [pool]
     return [holder._pool for holder in _holders(transport)]
+
+
+def and_new(pools: list[Any], transport: Any) -> list[Any]:
+    """`pools`, which were `transport`'s, and those that a reset has put in their place since."""
+    return [*pools, *(each for each in pools_of(transport) if not any(each is one for one in pools))]
 
 
 def _holders(transport: Any, depth: int = 3) -> list[Any]:

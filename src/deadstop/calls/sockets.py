@@ -52,6 +52,7 @@ class Owned:
         self._shut: Any = None  # its `shutdown`, where that is all that is to be called
         self._inode: Optional[int] = None  # of what only passes for a socket
         self._multiplexed: Optional[bool] = None  # HTTP/2; known from the first write on
+        self._begun = False  # a request was written to it, and no greeting of a proxy comes any more
 
     def take(self, call: Optional[Call]) -> None:
         """From now on `call` is using the stream. The caller looks at `call.cancelled` next."""

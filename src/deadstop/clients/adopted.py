@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from deadstop.errors import LedgerError, UsageError
-from deadstop.kinds.register import passing
+from deadstop.kinds.register import passing, unrelated
 
 if TYPE_CHECKING:
     from deadstop.runs.blocking import Runs
@@ -66,7 +66,7 @@ class Adopted:
             self.registry.http_clients.add(http_client)
         options = args[1] if len(args) > 1 else kwargs["options"]
         url = str(options.url)
-        passes = passing(options.method, url, partial(_body, options))
+        passes = None if url in unrelated() else passing(options.method, url, partial(_body, options))
         call = self.registry.begin(
             options.method,
             url,

@@ -20,7 +20,7 @@ from deadstop.kinds.thread_run import THREAD_RUN
 from deadstop.kinds.upload import UPLOAD
 from deadstop.kinds.vector_store_file_batch import VECTOR_STORE_FILE_BATCH
 
-__all__ = ["Passing", "defaults", "kind", "kinds", "of_object", "parse", "passing", "register_kind"]
+__all__ = ["Passing", "defaults", "kind", "kinds", "of_object", "parse", "passing", "register_kind", "unrelated"]
 
 _kinds: dict[str, Kind] = {
     each.name: each
@@ -53,6 +53,7 @@ def register_kind(new: Kind) -> Kind:
     if _kinds.setdefault(new.name, new) != new:
         raise UsageError(f"There is a kind {new.name!r} already. Give yours another name.")
     _heads.cache_clear()
+    unrelated.cache_clear()
     return new
 
 
@@ -140,13 +141,13 @@ def passing(method: str, url: str, body: Callable[[], Any]) -> Optional[Passing]
 
     ``body()`` is asked only where it matters: getting at it takes as long as all the rest of this.
     """
-    heads, others = _heads()
+    others, heads = unrelated(), _heads()
     if url in others:
         return None
     head = url.split("/", 2)[1].partition("?")[0] if url.startswith("/") else url.split("/", 1)[0].partition("?")[0]
     paths = heads.get(head)
     if paths is None:
-        if len(others) < 100:  # nearly every call is to one of a few, and each passes here
+        if len(others) < 100:
             others.add(url)
         return None
     parts = urlsplit(url)
@@ -167,14 +168,19 @@ def passing(method: str, url: str, body: Callable[[], Any]) -> Optional[Passing]
 
 
 @lru_cache(maxsize=1)
-def _heads() -> tuple[dict[str, list[_Path]], set[str]]:
-    """The paths of every kind by their first segment; those that ask for more (a query) first. And for URLs that were
-    found to be none of them."""
+def unrelated() -> set[str]:
+    """URLs for which `passing` said None. Nearly every call is to one of a few, so it is looked at first."""
+    return set()
+
+
+@lru_cache(maxsize=1)
+def _heads() -> dict[str, list[_Path]]:
+    """The paths of every kind by their first segment; those that ask for more (a query) first."""
     heads: dict[str, list[_Path]] = {}
     for each in sorted(_kinds.values(), key=lambda kind: -len(kind.query)):
         for path in _paths(each):
             heads.setdefault(path.kind.path.split("/")[1], []).append(path)
-    return heads, set()
+    return heads
 
 
 _MORE = ("/submit_tool_outputs", "/complete", "/pause", "/resume")

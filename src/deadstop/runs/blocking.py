@@ -153,7 +153,7 @@ class Runs:
 
         Raises `RunAlreadyOpenError` if a run of that name is open, `UsageError` for anything it can't work with.
         """
-        run = self._registry.open(
+        return self._registry.open(  # type: ignore[return-value]
             name,
             timeout=timeout,
             metadata=metadata,
@@ -163,7 +163,6 @@ class Runs:
             orphans=orphans,
             orphan_grace=orphan_grace,
         )
-        return cast(Run, run)
 
     def cancel(
         self,
@@ -197,7 +196,8 @@ class Runs:
                 receipt = _elsewhere(away, bounds)
                 if receipt is not None:
                     return receipt
-        return cancel(registry.find(target), asked, facts)
+        run = registry._live.get(target) if type(target) is str else None  # as nearly always
+        return cancel(run or registry.find(target), asked, facts)
 
     def cancel_all(
         self,

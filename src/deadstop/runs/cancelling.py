@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextvars import Context
 from dataclasses import replace
@@ -57,6 +57,7 @@ _LATER: dict[str, Callable[[], Any]] = {
     "_above": list,
     "_late": list,
     "_inbox": list,
+    "_once": lambda: {"follow": True, "work": True},
 }
 
 
@@ -74,6 +75,7 @@ class Cancelling:
     _final: Optional[CancelReceipt] = None
     _timeout_receipt: Optional[CancelReceipt] = None
     _context: Optional[Context] = None  # of whoever asked first, for telemetry
+    _children: Sequence[Cancelling] = ()
     # These are made when they are asked for first.
     done: Completion  # set when there is an outcome
     chasing: Completion  # set when the chase of the remote run has begun
@@ -81,6 +83,8 @@ class Cancelling:
     _above: list[Cancelling]  # those that have this one among their children
     _late: list[Intent]
     _inbox: list[tuple[Optional[int], Optional[Event]]]
+    # What must happen once, or be had by one at a time. A dict, because its `pop` and `setdefault` are atomic.
+    _once: dict[str, Any]
 
     def __init__(self, run: BaseRun, intent: Asked) -> None:
         self.run = run
@@ -88,9 +92,6 @@ class Cancelling:
         # Nothing was left to cancel. (What is known of a remote run's end is the chase's business.)
         self.finished_before = run.ended and not run.calls and not run.children and run.remote is None
         self.calls: dict[int, Call] = {}  # whose fence is closed
-        self._children: list[Cancelling] = []
-        # What must happen once, or be had by one at a time. A dict, because its `pop` and `setdefault` are atomic.
-        self._once: dict[str, Any] = {"follow": True, "work": True}
 
     def __getattr__(self, name: str) -> Any:
         if name not in _LATER:
@@ -116,7 +117,7 @@ class Cancelling:
     def add_child(self, child: Cancelling) -> None:
         """A child is cancelled as well."""
         if child not in self._children:
-            self._children.append(child)
+            self.__dict__.setdefault("_children", []).append(child)
             child._above.append(self)
 
     def interrupt(self, here: Optional[Loop] = None) -> None:

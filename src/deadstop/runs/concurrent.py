@@ -162,7 +162,7 @@ class AsyncRuns:
 
         Raises `RunAlreadyOpenError` if a run of that name is open, `UsageError` for anything it can't work with.
         """
-        run = self._registry.open(
+        return self._registry.open(  # type: ignore[return-value]
             name,
             timeout=timeout,
             metadata=metadata,
@@ -172,7 +172,6 @@ class AsyncRuns:
             orphans=orphans,
             orphan_grace=orphan_grace,
         )
-        return cast(AsyncRun, run)
 
     async def cancel(
         self,
@@ -208,7 +207,8 @@ class AsyncRuns:
                 receipt = await _elsewhere(away, bounds)
                 if receipt is not None:
                     return receipt
-        return await cancel(registry.find(target), asked, facts)
+        run = registry._live.get(target) if type(target) is str else None  # as nearly always
+        return await cancel(run or registry.find(target), asked, facts)
 
     async def cancel_all(
         self,

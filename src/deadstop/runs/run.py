@@ -81,7 +81,6 @@ class BaseRun:
         self,
         registry: Registry,
         name: str,
-        *,
         parent: Optional[BaseRun] = None,
         policy: Optional[CancelPolicy] = None,
         timeout: Optional[float] = None,
@@ -326,8 +325,9 @@ class BaseRun:
         """The scope is open from here on, in this context; its deadline runs. Raises `UsageError` the second time."""
         if self._entered or self.ended:
             raise UsageError(f"Run {self.name!r} was entered before. Open a run for each `with` block.")
-        self._entered = who_runs()
-        self.join_parent()
+        self._entered = who_runs(self.registry.in_task)
+        if self.parent is not None:
+            self.join_parent()
         if self.timeout is not None:
             self._timer = timers.at(self.opened + self.timeout, self._expire)
         self._outer = current_run.get()
@@ -335,11 +335,12 @@ class BaseRun:
 
     def join_parent(self) -> None:
         """From now on what happens to the run around it happens to this one, too (I15)."""
-        if self.parent is not None:
-            self.parent.children[id(self)] = self
-            if self.parent.cancelled:
-                self.struck_by = self.parent
-                above: Any = self.parent._cancelling.get("it")
+        parent = self.parent
+        if parent is not None:
+            parent.children[id(self)] = self
+            if parent.cancelled:
+                self.struck_by = parent
+                above: Any = parent._cancelling.get("it")
                 self.request_cancel(self.intent(reason=above and above.intent.reason, cause=Cause.PARENT))
 
     def _expire(self) -> None:
@@ -347,7 +348,7 @@ class BaseRun:
 
     def leave(self) -> list[Call]:
         """The scope ends. Returns the calls that are still open in it: streams that were left early."""
-        self._left = who_runs()
+        self._left = who_runs(self.registry.in_task)
         if self._timer is not None:
             self._timer.stop()
         if current_run.get() is self:  # scopes of suspended generators may end in another order than they began
@@ -378,7 +379,7 @@ class BaseRun:
         A generator may be ended by another thread or task than the one that it was begun by. That one is out of the
         scope as well, and only its context does not know.
         """
-        return self._left == self._entered or who_runs() != self._entered
+        return self._left == self._entered or who_runs(self.registry.in_task) != self._entered
 
     def end(self) -> None:
         """Nothing more belongs to the run."""

@@ -67,6 +67,8 @@ def check_settings(*, opening: bool = False) -> None:
 
     A file may name kinds that are not registered yet, until a scope is opened (`opening`).
     """
+    if len(_names) == others and next(reversed(_names)) is _last and os.environ is _environ:
+        return  # as with nearly each scope that is opened; a name that comes is the last one
     raw = _raw()
     if not raw:
         return
@@ -92,20 +94,22 @@ others = -1
 """How many names there were when a scope was opened last, and none was a setting of ours; -1: one was. While it is as
 many, `SETTINGS` need not be searched."""
 _environ = os.environ  # whose they are: tests put another one in its place
+_names: Any = getattr(os.environ, "_data", {"": None})
+_last: Any = None  # the one that was the last of them then: a name that comes is put behind it
 _checked: dict[str, tuple[Any, Any, Any]] = {}  # what was found right
 
 
 def _raw() -> tuple[Any, ...]:
     """Our variables as the system keeps them: each cancel asks, and decoding all of them takes longer than the rest."""
-    global _others, others
-    if _others >= SETTINGS and os.environ is _environ:  # as with each scope that is opened
-        others = len(SETTINGS)
+    global _last, _others, others
+    if _others >= SETTINGS and os.environ is _environ:
+        others, _last = len(SETTINGS), next(reversed(_names), None)
         return ()
     raw = getattr(os.environ, "_data", None) or dict(os.environ)
     names = list(raw)
     prefix: Any = b"DEADSTOP_" if names and isinstance(names[0], bytes) else "DEADSTOP_"
     ours = tuple([(name, raw.get(name)) for name in names if name.startswith(prefix)])
-    others = -1 if ours else len(names)
+    others, _last = -1 if ours else len(names), names[-1] if names else None
     if not ours:
         _others = frozenset(names)
     return ours
