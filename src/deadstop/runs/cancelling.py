@@ -15,7 +15,7 @@ from collections.abc import Set as AbstractSet
 from contextvars import Context
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Generic, Optional, TypeVar, Union
 
 from deadstop.calls.call import Call, current_call
 from deadstop.calls.completion import Completion
@@ -50,15 +50,20 @@ __all__ = ["Asked", "Cancelling"]
 Asked = Union[Intent, Wanted]
 """An intent, or what one is built from: a user's."""
 
-_LATER: dict[str, Callable[[], Any]] = {
-    "done": Completion,
-    "chasing": Completion,
-    "_machines": dict,
-    "_above": list,
-    "_late": list,
-    "_inbox": list,
-    "_once": lambda: {"follow": True, "work": True},
-}
+Made = TypeVar("Made")
+
+
+class _Later(Generic[Made]):
+    """An attribute that is made when it is asked for first: the sockets do not wait for it."""
+
+    def __init__(self, make: Callable[[], Made]) -> None:
+        self._make = make
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, one: Any, owner: Optional[type] = None) -> Made:
+        return one.__dict__.setdefault(self._name, self._make())  # type: ignore[no-any-return]
 
 
 class Cancelling:
@@ -76,15 +81,14 @@ class Cancelling:
     _timeout_receipt: Optional[CancelReceipt] = None
     _context: Optional[Context] = None  # of whoever asked first, for telemetry
     _children: Sequence[Cancelling] = ()
-    # These are made when they are asked for first.
-    done: Completion  # set when there is an outcome
-    chasing: Completion  # set when the chase of the remote run has begun
-    _machines: dict[int, Cancellation]
-    _above: list[Cancelling]  # those that have this one among their children
-    _late: list[Intent]
-    _inbox: list[tuple[Optional[int], Optional[Event]]]
+    done = _Later(Completion)  # set when there is an outcome
+    chasing = _Later(Completion)  # set when the chase of the remote run has begun
+    _machines = _Later[dict[int, Cancellation]](dict)
+    _above = _Later[list["Cancelling"]](list)  # those that have this one among their children
+    _late = _Later[list[Intent]](list)
+    _inbox = _Later[list[tuple[Optional[int], Optional[Event]]]](list)
     # What must happen once, or be had by one at a time. A dict, because its `pop` and `setdefault` are atomic.
-    _once: dict[str, Any]
+    _once = _Later[dict[str, Any]](lambda: {"follow": True, "work": True})
 
     def __init__(self, run: BaseRun, intent: Asked) -> None:
         self.run = run
@@ -92,11 +96,6 @@ class Cancelling:
         # Nothing was left to cancel. (What is known of a remote run's end is the chase's business.)
         self.finished_before = run.ended and not run.calls and not run.children and run.remote is None
         self.calls: dict[int, Call] = {}  # whose fence is closed
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in _LATER:
-            raise AttributeError(name)
-        return self.__dict__.setdefault(name, _LATER[name]())
 
     @property
     def intent(self) -> Intent:
