@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import time
 from typing import Any
 
 import pytest
-from fleet_homes import Child
+from fleet_homes import BOUND, Child
+from remote_runs import begin
 from worlds import until
 
-from deadstop import CancelPolicy, UsageError
+from deadstop import CancelPolicy, DeadstopError, UsageError
 from deadstop.errors import CancelRefusedError
 from deadstop.ledger.base import Ledger
 from deadstop.testing import FakeOpenAI
@@ -101,3 +105,43 @@ def test_the_remote_runs_of_a_dead_process(
         assert server.runs[0].cancels == 1
     else:
         assert (server.runs[0].truth, ledger.intent("chat-42")) == ("active", None)
+
+
+@pytest.mark.parametrize("by", ["address", "object"])
+def test_a_remote_run_of_another_process_is_not_cancelled_by_its_address_either(
+    world: Any, client: Any, ledger: Ledger, server: FakeOpenAI, child: Any, url: str, by: str
+) -> None:
+    """The scope that it was started in says who may. Nothing is sent for anybody else, and the try is on record."""
+    other: Child = child("threads", url, server.base_url, "chat-42", "remote", CANCELLERS="ann")
+    assert other.line() == "ready"
+    until(ledger.active_remotes, "the remote run's record")
+    (remote,) = ledger.active_remotes()
+    address = f"{remote.kind}:{remote.ids[0]}"
+    target = {"object": "response", "id": remote.ids[0], "status": "in_progress", "background": True}
+    for actor in ("bob", None):
+        with pytest.raises(CancelRefusedError, match="chat-42") as refused:
+            world.run(client.runs.cancel, address if by == "address" else target, actor=actor, reason="stop")
+        assert (refused.value.run, refused.value.actor) == (address, actor)
+    assert [(each.actor, each.reason) for each in ledger.refusals("chat-42")] == [(None, "stop"), ("bob", "stop")]
+    assert server.runs[0].cancels == 0
+    assert client.runs.list() == []
+    assert world.run(client.runs.cancel, address, actor="ann").outcome == "cancelled"
+    assert server.runs[0].cancels == 1
+
+
+def test_a_record_that_does_not_answer_stops_no_cancel(world: Any, client: Any, server: FakeOpenAI) -> None:
+    """Who may cancel a remote run by its address is asked for a second at most: then the cancel is sent."""
+    stranger = world.client(server.base_url, max_retries=0)
+    made = begin(world, stranger)
+    world.close(stranger)
+    ended = threading.Event()
+    member = client.runs._registry.keeper.member
+    member.read(lambda: ended.wait(BOUND))
+    began = time.monotonic()
+    try:
+        with contextlib.suppress(DeadstopError):
+            world.run(client.runs.cancel, f"response:{made['id']}", timeout=5.0)
+        assert time.monotonic() - began < 4.0
+        assert server.runs[0].cancels == 1
+    finally:
+        ended.set()
