@@ -59,6 +59,21 @@ def test_a_scope_is_not_opened_with_a_bad_setting(world: Any, server: FakeOpenAI
     world.close(client)
 
 
+def test_a_bad_setting_in_the_place_of_another_variable(world: Any, server: FakeOpenAI, monkeypatch: Any) -> None:
+    """One variable gone and a bad setting come: as many as before, and the scope is refused all the same."""
+    monkeypatch.setenv("OTHER_THAN_OURS", "1")
+    client = world.client(server.base_url)
+    client.runs.open("good")
+    monkeypatch.delenv("OTHER_THAN_OURS")
+    monkeypatch.setenv("DEADSTOP_TIMEOUT", "soon")
+    with pytest.raises(UsageError, match="DEADSTOP_TIMEOUT"):
+        client.runs.open("bad")
+    monkeypatch.delenv("DEADSTOP_TIMEOUT")
+    monkeypatch.setenv("OTHER_THAN_OURS", "2")
+    client.runs.open("good again")
+    world.close(client)
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_a_setting_that_goes_bad_stops_no_cancel(
     world: Any, server: FakeOpenAI, monkeypatch: Any, caplog: Any, name: str
