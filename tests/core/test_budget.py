@@ -49,6 +49,7 @@ def test_a_retry_that_would_come_too_late_costs_nothing() -> None:
     planned, left = plan(asked, at=0.0, deadline=10.0, backoff=Backoff(), budget=budget, random=0.5)
     assert planned == RetryPlanned(0.0, 1, 30.0, allowed=False)
     assert left == budget
+    assert not plan(asked, at=0.0, deadline=30.04, backoff=Backoff(), budget=budget, random=0.5)[0].allowed
     planned, left = plan(asked, at=0.0, deadline=31.0, backoff=Backoff(), budget=budget, random=0.5)
     assert planned == RetryPlanned(0.0, 1, 30.0, allowed=True)
     assert left.available(0.0) == budget.capacity - 1

@@ -56,6 +56,7 @@ def stuck(phase: Phase, **known: object) -> Facts:
 
 SILENT = Attempt(1, 0.0, 3.0, connect=0.01, error="ReadTimeout")
 REUSED = Attempt(1, 0.0, 3.0, error="ReadTimeout")
+HURRIED = Attempt(2, 3.0, 3.01, dns=0.001, connect=0.008, error="ReadTimeout")
 
 
 def answered(status: int) -> Attempt:
@@ -76,6 +77,7 @@ CASES = [
     ("pool_wait", remote(SILENT, pool_wait=2.0, elapsed=3.0)),
     ("network_loss", remote(REUSED)),
     ("network_loss", remote(SILENT, connection_lost=True)),
+    ("network_loss", remote(REUSED, HURRIED)),
     ("rate_limited", remote(answered(429))),
     ("server_overloaded", remote(answered(503))),
     ("server_overloaded", remote(answered(503), SILENT)),

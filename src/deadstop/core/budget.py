@@ -33,15 +33,20 @@ class Budget:
         return allowed, replace(self, tokens=tokens - allowed, at=at)
 
 
+SPARE = 0.05
+"""What a request needs at least, in seconds. An attempt that is to last until the deadline may end a moment before it,
+and another one then could do nothing but look like a connection that can't be made in time."""
+
+
 def plan(
     asked: PlanRetry, *, at: float, deadline: float | None, backoff: Backoff, budget: Budget, random: float
 ) -> tuple[RetryPlanned, Budget]:
-    """Answer PlanRetry. A retry that would come after the deadline is not allowed, and costs nothing.
+    """Answer PlanRetry. A retry that would have less than `SPARE` seconds is not allowed, and costs nothing.
 
     ``random`` is a number in [0, 1) that the caller draws.
     """
     delay = backoff.delay(max(1, asked.attempt), random, asked.retry_after)
-    if deadline is not None and at + delay >= deadline:
+    if deadline is not None and at + delay + SPARE > deadline:
         return RetryPlanned(at, asked.attempt, delay, allowed=False), budget
     allowed, budget = budget.spend(at, attempt=asked.attempt + 1)
     return RetryPlanned(at, asked.attempt, delay, allowed), budget

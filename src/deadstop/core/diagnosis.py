@@ -158,7 +158,7 @@ def _ate_the_time(name: str, label: str) -> Callable[[Facts], str | None]:
     """One step of the last attempt took more than half of it."""
 
     def rule(f: Facts) -> str | None:
-        last = f.attempts[-1] if f.attempts and f.answer is None else None
+        last = _telling(f) if f.answer is None else None
         took = getattr(last, name) if last is not None else None
         whole = _length(last, f)
         if took is not None and whole is not None and took > 0 and took >= whole / 2:
@@ -169,7 +169,7 @@ def _ate_the_time(name: str, label: str) -> Callable[[Facts], str | None]:
 
 
 def _pool_wait(f: Facts) -> str | None:
-    last = f.attempts[-1] if f.attempts else None
+    last = _telling(f)
     whole = f.elapsed if f.elapsed is not None else _length(last, f)
     if f.answer is None and f.pool_wait is not None and whole is not None and 0 < whole / 2 <= f.pool_wait:
         return f"Waiting for a connection from the pool took {f.pool_wait:.2f} s of {whole:.2f} s."
@@ -181,15 +181,15 @@ def _network_loss(f: Facts) -> str | None:
         return "The answer to the create was lost: a run may exist whose id nobody was told."
     if f.connection_lost:
         return "The connection broke, or fell silent half-way."
-    silent = f.answer is None and bool(f.attempts)
-    if silent and _remote(f) and f.attempts[-1].connect is None:
+    last = _telling(f) if f.answer is None else None
+    if last is not None and _remote(f) and last.connect is None:
         return "The request went out on an open connection, and nothing ever came back."
     return None
 
 
 def _slow(f: Facts) -> str | None:
-    silent = f.answer is None and bool(f.attempts) and f.attempts[-1].connect is not None
-    if silent and _remote(f):
+    last = _telling(f) if f.answer is None else None
+    if last is not None and _remote(f) and last.connect is not None:
         return "The server took the connection, and did not answer the request in time."
     return None
 
@@ -226,6 +226,13 @@ RULES: tuple[tuple[DiagnosisClass, Callable[[Facts], str | None]], ...] = (
 
 def _remote(f: Facts) -> bool:
     return f.target is not Target.IN_FLIGHT
+
+
+def _telling(f: Facts) -> Attempt | None:
+    """The last attempt; not one that had a tenth of the time of another, because the deadline was upon it."""
+    lengths = [_length(each, f) or 0.0 for each in f.attempts]
+    found = zip(reversed(f.attempts), reversed(lengths))
+    return next((each for each, length in found if length >= max(lengths) / 10), f.attempts[-1] if f.attempts else None)
 
 
 def _length(attempt: Attempt | None, f: Facts) -> float | None:

@@ -15,9 +15,7 @@ from deadstop.errors import DeadstopError
 from deadstop.fleet.holder import question_of
 from deadstop.fleet.member import Member, Message
 from deadstop.kinds import register as kinds
-from deadstop.kinds.base import Ref
 from deadstop.ledger.facts import IntentRecord
-from deadstop.runs.authority import Authority
 from deadstop.runs.chased import at_work
 from deadstop.runs.elsewhere import Elsewhere
 from deadstop.runs.kept import Kept, asked_for, listed, unix
@@ -170,35 +168,23 @@ class Hearing(ABC):
 
         self.member.answer(message.get("reply"), {"do": "have", "id": message.get("id")}, tell)
 
-    def away(self, target: Any, asked: Terms, facts: dict[str, Any]) -> Union[BaseRun, Elsewhere, Authority, None]:
-        """Where a cancel goes that is not for this registry: to a run of another client of this process, or elsewhere;
-        or who is to be asked first.
+    def away(self, target: Any, asked: Terms, facts: dict[str, Any]) -> Union[BaseRun, Elsewhere, None]:
+        """Where a cancel goes that is not for this registry: to a run of another client of this process, or elsewhere.
 
         None if it is for this one.
         """
-        if not isinstance(target, str):
-            named = kinds.of_object(target)  # None for a run or a stream
-            return None if named is None else self._asked_of(named[0], facts)
-        if target in self.registry._live or not target.strip():
+        if not isinstance(target, str) or target in self.registry._live or not target.strip():
             return None
         for holder in list(self.member.holders):
             found = holder.held(target) if isinstance(holder, Hearing) else None
             if found is not None:
                 return found
-        ref = kinds.parse(target)
-        if ref is not None:
-            return self._asked_of(ref, facts)
-        if self.member.private and self.member.exchange is None:
+        if (self.member.private and self.member.exchange is None) or kinds.parse(target) is not None:
             return None
         ended = self.registry._ended.get(target)
         if ended is not None and self.member.wire is not None and at_work(ended):
             return None  # the record knows no other life of that name, so nobody else would take it up
         return Elsewhere(cast("Keeper", self), target, asked, facts, park=ended is None and not self.member.private)
-
-    def _asked_of(self, ref: Ref, facts: dict[str, Any]) -> Optional[Authority]:
-        """Who may cancel a remote run is known of those that were started here, and of others the record says it."""
-        known = ref in self.registry._remotes or kinds.kind(ref.kind).connected
-        return None if known else Authority(cast("Keeper", self), ref, facts)
 
     def may(self, run: BaseRun, wanted: Intent) -> bool:
         """Whether the actor may cancel the run (I19). If not, that is put on record."""
