@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import openai
 import pytest
@@ -71,6 +72,25 @@ def test_a_bad_setting_in_the_place_of_another_variable(world: Any, server: Fake
     monkeypatch.delenv("DEADSTOP_TIMEOUT")
     monkeypatch.setenv("OTHER_THAN_OURS", "2")
     client.runs.open("good again")
+    monkeypatch.delenv("OTHER_THAN_OURS")
+    last = [(name, os.environ.pop(name)) for name in list(os.environ)[-2:]]
+    monkeypatch.setenv("DEADSTOP_TIMEOUT", "soon")
+    os.environ.update(last)
+    with pytest.raises(UsageError, match="DEADSTOP_TIMEOUT"):
+        client.runs.open("bad again")
+    world.close(client)
+
+
+def test_an_empty_environment(world: Any, server: FakeOpenAI, monkeypatch: Any) -> None:
+    """It has no bad setting, however often a scope is opened, and one that comes is seen."""
+    client = world.client(server.base_url)
+    with mock.patch.dict(os.environ, {}, clear=True):
+        for name in ("a", "b", "c"):
+            client.runs.open(name)
+        os.environ["DEADSTOP_TIMEOUT"] = "soon"
+        with pytest.raises(UsageError, match="DEADSTOP_TIMEOUT"):
+            client.runs.open("d")
+    client.runs.open("e")
     world.close(client)
 
 

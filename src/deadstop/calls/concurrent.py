@@ -141,12 +141,11 @@ def _interruptible(cls: Any) -> type:
     """An HTTP transport that runs a call's exchanges so that they can be interrupted."""
 
     class Transport(cls):  # type: ignore[misc]
-        # Not `async` itself: each turn that a request takes would pass through one coroutine more.
-        def handle_async_request(self, request: Any) -> Any:
+        async def handle_async_request(self, request: Any) -> Any:
             call = active_call()
             if call is None or call.exchanging:
-                return super().handle_async_request(request)
-            return _exchange(call, request, super().handle_async_request, self)
+                return await super().handle_async_request(request)
+            return await _exchange(call, request, super().handle_async_request, self)
 
     return Transport
 

@@ -106,7 +106,7 @@ class Registry:
             check_settings(opening=True)
         if metadata is not None and not isinstance(metadata, Mapping):
             raise UsageError(f"metadata is {metadata!r}: give a mapping, such as {{'user': 'u-7'}}.")
-        if orphans not in ("leave", "cancel") or (orphan_grace and not 0 < orphan_grace < float("inf")):
+        if orphans not in ("leave", "cancel") or (orphan_grace != 0 and not 0 < orphan_grace < float("inf")):
             raise UsageError(f"orphans is {orphans!r} after {orphan_grace!r} s: give 'leave', or 'cancel' and seconds.")
         around = current_run.get()
         run = self._run_class(

@@ -348,10 +348,11 @@ class BaseRun:
 
     def leave(self) -> list[Call]:
         """The scope ends. Returns the calls that are still open in it: streams that were left early."""
-        self._left = who_runs(self.registry.in_task)
+        inside = current_run.get() is self
+        self._left = who_runs(self.registry.in_task or not inside)
         if self._timer is not None:
             self._timer.stop()
-        if current_run.get() is self:  # scopes of suspended generators may end in another order than they began
+        if inside:  # scopes of suspended generators may end in another order than they began
             outer, self._outer = self._outer, None
             while outer is not None and outer.ended:
                 outer = outer._outer or outer.parent

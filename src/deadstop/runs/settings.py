@@ -67,8 +67,12 @@ def check_settings(*, opening: bool = False) -> None:
 
     A file may name kinds that are not registered yet, until a scope is opened (`opening`).
     """
-    if len(_names) == others and next(reversed(_names)) is _last and os.environ is _environ:
-        return  # as with nearly each scope that is opened; a name that comes is the last one
+    try:  # as with nearly each scope that is opened: a name that comes is the last one
+        names = reversed(_names)
+        if len(_names) == others and next(names) is _last[0] and next(names) is _last[1] and os.environ is _environ:
+            return
+    except (StopIteration, RuntimeError):  # there are fewer; they are just changing
+        pass
     raw = _raw()
     if not raw:
         return
@@ -95,21 +99,32 @@ others = -1
 many, `SETTINGS` need not be searched."""
 _environ = os.environ  # whose they are: tests put another one in its place
 _names: Any = getattr(os.environ, "_data", {"": None})
-_last: Any = None  # the one that was the last of them then: a name that comes is put behind it
+_last: tuple[Any, Any] = (None, None)
+"""The last two of them then, the very objects: a name that comes is put behind them. (Two, because Python has but one
+object for a name of one letter, such as the shell's `_`.)"""
 _checked: dict[str, tuple[Any, Any, Any]] = {}  # what was found right
+
+
+def _newest() -> tuple[Any, Any]:
+    try:
+        names = reversed(_names)
+        return next(names), next(names)
+    except (StopIteration, RuntimeError):
+        return None, None
 
 
 def _raw() -> tuple[Any, ...]:
     """Our variables as the system keeps them: each cancel asks, and decoding all of them takes longer than the rest."""
     global _last, _others, others
+    count, last = len(_names), _newest()  # first: one that comes meanwhile is to be seen the next time
     if _others >= SETTINGS and os.environ is _environ:
-        others, _last = len(SETTINGS), next(reversed(_names), None)
+        others, _last = count, last
         return ()
     raw = getattr(os.environ, "_data", None) or dict(os.environ)
     names = list(raw)
     prefix: Any = b"DEADSTOP_" if names and isinstance(names[0], bytes) else "DEADSTOP_"
     ours = tuple([(name, raw.get(name)) for name in names if name.startswith(prefix)])
-    others, _last = -1 if ours else len(names), names[-1] if names else None
+    others, _last = -1 if ours else len(names), last
     if not ours:
         _others = frozenset(names)
     return ours
