@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
-import time
 from typing import Any
 
 import pytest
 from fleet_homes import BOUND, Child
-from remote_runs import begin
+from remote_runs import create
 from worlds import until
 
-from deadstop import CancelPolicy, DeadstopError, UsageError
+import deadstop
+from deadstop import CancelPolicy, UsageError
 from deadstop.errors import CancelRefusedError
 from deadstop.ledger.base import Ledger
 from deadstop.testing import FakeOpenAI
@@ -75,6 +74,22 @@ def test_a_cancel_that_is_parked_by_somebody_else_is_refused_at_the_opening(
     assert [each.actor for each in ledger.refusals("chat-42")] == ["bob"]
 
 
+def test_a_refusal_at_the_opening_is_on_record_once(
+    world: Any, client: Any, ledger: Ledger, server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal of a parked cancel may be so slow that it finds the run that has refused it already."""
+    assert world.run(client.runs.cancel, "chat-42", actor="bob", request_id="q-1").outcome == "parked"
+    call = world.start(world.create, client, "chat-42", {"cancellers": ["ann"]})
+    until(lambda: any(run.calls for run in client.runs.list()), "a call")
+    message = {"do": "cancel", "id": "x", "run": "chat-42", "actor": "bob", "request": "q-1"}
+    assert client.runs._registry.keeper.heard(message)
+    assert writes_of(client).drain(20.0)
+    assert [each.actor for each in ledger.refusals("chat-42")] == ["bob"]
+    assert not client.runs.get("chat-42").cancelled
+    client.runs.get("chat-42").cancel_soon(actor="ann")
+    call.wait()
+
+
 @pytest.mark.parametrize("wrong", [{"cancellers": []}, {"cancellers": [7]}, {"orphans": "eat"}, {"orphan_grace": -1.0}])
 @pytest.mark.parametrize("world", ["threads"], indirect=True)
 def test_nonsense_is_refused(world: Any, client: Any, wrong: Any) -> None:
@@ -107,41 +122,105 @@ def test_the_remote_runs_of_a_dead_process(
         assert (server.runs[0].truth, ledger.intent("chat-42")) == ("active", None)
 
 
-@pytest.mark.parametrize("by", ["address", "object"])
-def test_a_remote_run_of_another_process_is_not_cancelled_by_its_address_either(
-    world: Any, client: Any, ledger: Ledger, server: FakeOpenAI, child: Any, url: str, by: str
-) -> None:
-    """The scope that it was started in says who may. Nothing is sent for anybody else, and the try is on record."""
+def writes_of(client: Any) -> Any:
+    return client.runs._registry.keeper.member.writes
+
+
+@pytest.fixture
+def remote(world: Any, ledger: Ledger, server: FakeOpenAI, child: Any, url: str) -> Any:
+    """A remote run that another process has started in a scope that only ann may cancel."""
     other: Child = child("threads", url, server.base_url, "chat-42", "remote", CANCELLERS="ann")
     assert other.line() == "ready"
     until(ledger.active_remotes, "the remote run's record")
-    (remote,) = ledger.active_remotes()
-    address = f"{remote.kind}:{remote.ids[0]}"
-    target = {"object": "response", "id": remote.ids[0], "status": "in_progress", "background": True}
+    return ledger.active_remotes()[0]
+
+
+@pytest.mark.parametrize("by", ["address", "object", "twin", "known"])
+def test_a_remote_run_of_another_process_is_not_cancelled_by_its_address_either(
+    world: Any, client: Any, ledger: Ledger, server: FakeOpenAI, remote: Any, by: str
+) -> None:
+    """The scope that it was started in says who may. Nothing is sent for anybody else, and the try is on record."""
+    (id,) = remote.ids
+    kind = "beta_response" if by == "twin" else "response"
+    target = {"object": "response", "id": id, "status": "in_progress", "background": True} if by == "object" else ""
+    if by == "known":
+        assert world.run(client.runs.wait, f"response:{id}", timeout=0.1) is None
     for actor in ("bob", None):
         with pytest.raises(CancelRefusedError, match="chat-42") as refused:
-            world.run(client.runs.cancel, address if by == "address" else target, actor=actor, reason="stop")
-        assert (refused.value.run, refused.value.actor) == (address, actor)
+            world.run(client.runs.cancel, target or f"{kind}:{id}", actor=actor, reason="stop")
+        assert (refused.value.run, refused.value.actor) == (f"{kind}:{id}", actor)
     assert [(each.actor, each.reason) for each in ledger.refusals("chat-42")] == [(None, "stop"), ("bob", "stop")]
     assert server.runs[0].cancels == 0
     assert client.runs.list() == []
-    assert world.run(client.runs.cancel, address, actor="ann").outcome == "cancelled"
+    assert world.run(client.runs.cancel, f"{kind}:{id}", actor="ann").outcome == "cancelled"
     assert server.runs[0].cancels == 1
 
 
-def test_a_record_that_does_not_answer_stops_no_cancel(world: Any, client: Any, server: FakeOpenAI) -> None:
-    """Who may cancel a remote run by its address is asked for a second at most: then the cancel is sent."""
-    stranger = world.client(server.base_url, max_retries=0)
-    made = begin(world, stranger)
-    world.close(stranger)
-    ended = threading.Event()
-    member = client.runs._registry.keeper.member
-    member.read(lambda: ended.wait(BOUND))
-    began = time.monotonic()
+def test_who_does_not_wait_for_a_refusal_is_refused(
+    world: Any, client: Any, ledger: Ledger, server: FakeOpenAI, remote: Any
+) -> None:
+    """The caller's time is up before the record has answered: then he does not know, and still nothing is sent."""
+    going_on = threading.Event()
+    client.runs._registry.keeper.member.write(lambda: going_on.wait(BOUND))
+    with pytest.raises((CancelRefusedError, deadstop.RunCancellationTimeoutError)):
+        world.run(client.runs.cancel, f"response:{remote.ids[0]}", actor="eve", timeout=0.05)
+    going_on.set()
+    assert writes_of(client).drain(20.0)
+    until(lambda: client.runs.list() == [], "nobody asks any more")
+    assert len(client.runs._registry.reconciler) == 0
+    assert [each.actor for each in ledger.refusals("chat-42")] == ["eve"]
+    assert server.runs[0].cancels == 0
+
+
+def test_another_client_of_the_process_asks_the_record_too(
+    world: Any, client: Any, ledger: Ledger, server: FakeOpenAI
+) -> None:
+    """The remote run has only just been started by the one, and the other is refused."""
+    other = world.client(server.base_url, max_retries=0, runs_url=client.__dict__["_deadstop_url"])
+
+    function, args, kwargs = create(client)
+
+    def in_threads() -> Any:
+        with client.runs.open("chat-42", cancellers=["ann"]):
+            return function(*args, **kwargs)
+
+    async def in_tasks() -> Any:
+        async with client.runs.open("chat-42", cancellers=["ann"]):
+            return await function(*args, **kwargs)
+
+    made = world.run(in_tasks if world.is_async else in_threads)
+    with pytest.raises(CancelRefusedError):
+        world.run(other.runs.cancel, f"response:{made['id']}", actor="eve")
+    assert server.runs[0].cancels == 0
+    world.close(other)
+
+
+def test_who_may_is_not_refused_with_who_may_not(
+    world: Any, client: Any, ledger: Ledger, server: FakeOpenAI, remote: Any
+) -> None:
+    """Two cancels of one run share its cancellation; the second goes on alone when the first is refused."""
+    going_on = threading.Event()
+    client.runs._registry.keeper.member.write(lambda: going_on.wait(BOUND))
+    eve = world.start(client.runs.cancel, f"response:{remote.ids[0]}", actor="eve")
+    until(lambda: client.runs.list() and client.runs.list()[0].cancelled, "eve's cancel")
+    ann = world.start(client.runs.cancel, f"response:{remote.ids[0]}", actor="ann")
+    until(lambda: client.runs.list()[0]._cancelling["it"]._late, "ann's cancel, that joins it")
+    going_on.set()
+    assert isinstance(eve.failure(), CancelRefusedError)
+    assert ann.result().outcome == "cancelled"
+    assert server.runs[0].cancels == 1
+
+
+def test_a_record_that_does_not_answer_stops_no_cancel(
+    world: Any, client: Any, ledger: Ledger, server: FakeOpenAI, remote: Any
+) -> None:
+    """Who may cancel it is asked for a second at most. Then the cancel is sent, and nobody says that it was refused."""
+    going_on = threading.Event()
+    client.runs._registry.keeper.member.write(lambda: going_on.wait(BOUND))
     try:
-        with contextlib.suppress(DeadstopError):
-            world.run(client.runs.cancel, f"response:{made['id']}", timeout=5.0)
-        assert time.monotonic() - began < 4.0
-        assert server.runs[0].cancels == 1
+        assert world.run(client.runs.cancel, f"response:{remote.ids[0]}", actor="eve", wait="accepted")
     finally:
-        ended.set()
+        going_on.set()
+    assert server.runs[0].cancels == 1
+    assert writes_of(client).drain(20.0)
+    assert ledger.refusals("chat-42") == []

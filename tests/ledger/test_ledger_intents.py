@@ -224,6 +224,18 @@ def test_a_tombstone_by_a_stranger_is_refused(ledger: Ledger) -> None:
     assert ledger.take_tombstone(opening("other", cancellers=("alice",))) is not None
 
 
+def test_a_refusal_is_on_record_once(ledger: Ledger) -> None:
+    """I8: the same request, asked again, is refused again, and leaves no other trace."""
+    ledger.open_run(opening(cancellers=("alice",)))
+    for _ in range(2):
+        with pytest.raises(CancelRefusedError):
+            cancel(ledger, actor="mallory", request_id="q-1")
+    assert [each.actor for each in ledger.refusals()] == ["mallory"]
+    with pytest.raises(CancelRefusedError):
+        cancel(ledger, actor="mallory", request_id="q-2")
+    assert len(ledger.refusals()) == 2
+
+
 def test_one_cancel_is_the_first(ledger: Ledger) -> None:
     """Of many threads that cancel one run at the same time, one closed the fence, and every one is on record."""
     start, firsts = threading.Barrier(16), []

@@ -35,6 +35,7 @@ class Life:
     closed: bool = False
     parked_until: Optional[float] = None
     asked: list[tuple[Optional[str], Optional[str], Level, float]] = field(default_factory=list)
+    requests: list[Optional[str]] = field(default_factory=list)
     outcomes: list[Outcome] = field(default_factory=list)
 
     @property
@@ -55,6 +56,7 @@ class History(RuleBasedStateMachine):
         self.lives: list[Life] = []
         self.seen: dict[tuple[str, str], tuple[Life, bool]] = {}
         self.refused: list[Optional[str]] = []
+        self.turned_away: set[tuple[str, Optional[str]]] = set()
         self.now = NOW
 
     def newest(self, run: str, **facts: Any) -> Optional[Life]:
@@ -85,7 +87,8 @@ class History(RuleBasedStateMachine):
                 waiting.owner, waiting.cancellers, waiting.parked_until = by.owner, cancellers, None
                 return waiting
             if waiting.parked_until > self.now:
-                self.refused += actors
+                for request, actor in zip(waiting.requests, actors):
+                    self.turn_away(run, request, actor)
             self.expire(waiting)
         return self.born(run, by.owner, cancellers)
 
@@ -144,7 +147,7 @@ class History(RuleBasedStateMachine):
         if target.cancellers is not None and actor not in target.cancellers:
             with pytest.raises(CancelRefusedError):
                 act()
-            self.refused.append(actor)
+            self.turn_away(run, request, actor)
             return
         recorded = act()
         assert (recorded.intent.epoch, recorded.first, recorded.repeated) == (target.epoch, not target.asked, False)
@@ -153,6 +156,13 @@ class History(RuleBasedStateMachine):
         if request is not None:
             self.seen[run, request] = target, not target.asked
         target.asked.append((actor, actor, level, NOW + wait))
+        target.requests.append(request)
+
+    def turn_away(self, run: str, request: Optional[str], actor: Optional[str]) -> None:
+        """A refusal is on record once, however often it is asked."""
+        if request is None or (run, request) not in self.turned_away:
+            self.refused.append(actor)
+        self.turned_away.add((run, request))
 
     def target(self, run: str, until: Optional[float]) -> Optional[Life]:
         live = [each for each in self.lives if each.run == run and each.owner is not None and not each.closed]

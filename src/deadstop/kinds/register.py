@@ -20,7 +20,18 @@ from deadstop.kinds.thread_run import THREAD_RUN
 from deadstop.kinds.upload import UPLOAD
 from deadstop.kinds.vector_store_file_batch import VECTOR_STORE_FILE_BATCH
 
-__all__ = ["Passing", "defaults", "kind", "kinds", "of_object", "parse", "passing", "register_kind", "unrelated"]
+__all__ = [
+    "Passing",
+    "alike",
+    "defaults",
+    "kind",
+    "kinds",
+    "of_object",
+    "parse",
+    "passing",
+    "register_kind",
+    "unrelated",
+]
 
 _kinds: dict[str, Kind] = {
     each.name: each
@@ -41,6 +52,12 @@ def kind(name: str) -> Kind:
     if name not in _kinds:
         raise UsageError(f"There is no kind {name!r}: the kinds are {', '.join(_kinds)}.")
     return _kinds[name]
+
+
+def alike(name: str) -> list[str]:
+    """The kinds whose ids are those of the same runs: one may be named as either."""
+    objects = _kinds[name].objects
+    return [each.name for each in _kinds.values() if each.name == name or (objects and each.objects == objects)]
 
 
 def register_kind(new: Kind) -> Kind:

@@ -295,6 +295,10 @@ class Ledger(ABC):
         """The remote runs of that run, oldest first."""
 
     @abstractmethod
+    def remote(self, base_url: str, kind: str, ids: tuple[str, ...]) -> Optional[RemoteRun]:
+        """The remote run at that exact address, and the run that it is on record under."""
+
+    @abstractmethod
     def remotes_named(self, kind: str, ids: tuple[str, ...]) -> list[RemoteRun]:
         """What is on record of that remote run: once for each server that has one of those ids."""
 

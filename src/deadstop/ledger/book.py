@@ -322,6 +322,11 @@ class Book(Ledger):
         where = {"run": rows.name(run), "epoch": epoch}
         return self.engine.read(lambda tx: [rows.remote(each) for each in tx.all("remotes_of_run", **where)])
 
+    def remote(self, base_url: str, kind: str, ids: tuple[str, ...]) -> Optional[RemoteRun]:
+        where = {"base_url": rows.bare(base_url), "kind": rows.clean(kind), "ids": rows.clean("/".join(ids))}
+        found = self.engine.read(lambda tx: tx.one("remote_by_id", **where))
+        return None if found is None else rows.remote(found)
+
     def remotes_named(self, kind: str, ids: tuple[str, ...]) -> list[RemoteRun]:
         where = {"kind": rows.clean(kind), "ids": rows.clean("/".join(ids))}
         return self.engine.read(lambda tx: [rows.remote(each) for each in tx.all("remotes_named", **where)])

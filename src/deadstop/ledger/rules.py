@@ -87,6 +87,8 @@ def welcome(tx: Transaction, unborn: Any, opening: Opening) -> bool:
 
 
 def refuse(tx: Transaction, where: dict[str, Any], cancel: Any) -> None:
+    if tx.one("refusal_by_request", run=where["run"], request_id=cancel["request_id"]) is not None:
+        return
     kept = ("actor", "reason", "request_id", "owner", "host", "pid", "at")
     tx.do("insert_refusal", **where, **{each: cancel[each] for each in kept})
 

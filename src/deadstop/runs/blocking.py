@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -9,7 +10,7 @@ from typing import Any, Optional, Union, cast
 
 from deadstop.core.model import CancelReceipt, Level, Outcome
 from deadstop.core.policy import CancelPolicy
-from deadstop.errors import RunCancellationTimeoutError
+from deadstop.errors import CancelRefusedError, RunCancellationTimeoutError
 from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.checks import checked_name, checked_policy
@@ -32,6 +33,7 @@ from deadstop.runs.waiting import (
     goals,
     next_wait,
     overdue,
+    somebody_elses,
     stuck,
     terms,
     wish,
@@ -214,7 +216,11 @@ class Runs:
         """
         asked = terms(self._registry, None, wish(wait, timeout, policy), time.monotonic())
         started = self._registry.cancel_all_soon(reason=reason, actor=actor, deadline=asked.deadline)
-        return [_wait(each, asked._replace(on_timeout="return")) for each in started]
+        receipts = []
+        for each in started:
+            with contextlib.suppress(CancelRefusedError):  # known by its address, and on record in somebody's run
+                receipts.append(_wait(each, asked._replace(on_timeout="return")))
+        return receipts
 
     def get(self, name: str) -> Run:
         """The run of that name, live or ended lately. Raises `UnknownRunError`."""
@@ -259,7 +265,13 @@ def cancel(run: BaseRun, asked: Wish, facts: Facts) -> CancelReceipt:
             first.left.wait(min(FIRST, asked.timeout or FIRST), HEAD_START)
     finally:
         struck.follow(asked.policy)
-    return _wait(struck, terms(run.registry, run, asked, at))
+    try:
+        return _wait(struck, terms(run.registry, run, asked, at))
+    except CancelRefusedError:
+        anew = somebody_elses(struck, facts)
+        if anew is None:
+            raise
+    return cancel(anew, asked, facts)
 
 
 def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:

@@ -15,7 +15,7 @@ from collections.abc import Set as AbstractSet
 from contextvars import Context
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Callable, Generic, Optional, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from deadstop.calls.call import Call, current_call
 from deadstop.calls.completion import Completion
@@ -33,8 +33,10 @@ from deadstop.core.machine import (
 )
 from deadstop.core.model import CancelReceipt, Cause, Intent, Level, Outcome
 from deadstop.core.policy import CancelPolicy
+from deadstop.errors import CancelRefusedError
 from deadstop.runs import telling
 from deadstop.runs.chase import Chase
+from deadstop.runs.later import Later
 from deadstop.runs.receipts import noted
 from deadstop.runs.summary import later_of, sum_up
 from deadstop.runs.waiting import Wanted, stuck
@@ -50,21 +52,6 @@ __all__ = ["Asked", "Cancelling"]
 Asked = Union[Intent, Wanted]
 """An intent, or what one is built from: a user's."""
 
-Made = TypeVar("Made")
-
-
-class _Later(Generic[Made]):
-    """An attribute that is made when it is asked for first: the sockets do not wait for it."""
-
-    def __init__(self, make: Callable[[], Made]) -> None:
-        self._make = make
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, one: Any, owner: Optional[type] = None) -> Made:
-        return one.__dict__.setdefault(self._name, self._make())  # type: ignore[no-any-return]
-
 
 class Cancelling:
     """The cancellation of a run. All who cancel it share this one (I7)."""
@@ -72,6 +59,7 @@ class Cancelling:
     # What is not known at first is set here: the sockets wait for what `__init__` does.
     _policy: Optional[CancelPolicy] = None
     _chase: Optional[Chase] = None  # of the remote run that this run is
+    refusal: Optional[CancelRefusedError] = None  # who asked for it may not
     _told = False  # that the chase has come to something, and what follows from it is under way
     _begun = False
     follower: Optional[int] = None  # the thread that is doing the book-keeping
@@ -81,14 +69,14 @@ class Cancelling:
     _timeout_receipt: Optional[CancelReceipt] = None
     _context: Optional[Context] = None  # of whoever asked first, for telemetry
     _children: Sequence[Cancelling] = ()
-    done = _Later(Completion)  # set when there is an outcome
-    chasing = _Later(Completion)  # set when the chase of the remote run has begun
-    _machines = _Later[dict[int, Cancellation]](dict)
-    _above = _Later[list["Cancelling"]](list)  # those that have this one among their children
-    _late = _Later[list[Intent]](list)
-    _inbox = _Later[list[tuple[Optional[int], Optional[Event]]]](list)
+    done = Later(Completion)  # set when there is an outcome
+    chasing = Later(Completion)  # set when the chase of the remote run has begun
+    _machines = Later[dict[int, Cancellation]](dict)
+    _above = Later[list["Cancelling"]](list)  # those that have this one among their children
+    _late = Later[list[Intent]](list)
+    _inbox = Later[list[tuple[Optional[int], Optional[Event]]]](list)
     # What must happen once, or be had by one at a time. A dict, because its `pop` and `setdefault` are atomic.
-    _once = _Later[dict[str, Any]](lambda: {"follow": True, "work": True})
+    _once = Later[dict[str, Any]](lambda: {"follow": True, "work": True})
 
     def __init__(self, run: BaseRun, intent: Asked) -> None:
         self.run = run
@@ -198,6 +186,8 @@ class Cancelling:
 
     def _caught(self, chase: Chase) -> None:
         registry = self.run.registry
+        if self.refusal is not None:
+            return
         if chase.machine.outcome is Outcome.UNCONFIRMED and not chase.hopeless:
             registry.reconciler.unconfirmed(self.run, self.intent, chase.policy)
         elif chase.machine.outcome is Outcome.CANCELLED and chase.remote.ref is not None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Callable, Optional
 
 from deadstop.calls import timers
 from deadstop.core.model import Attempt
+from deadstop.runs.authority import refuse
 from deadstop.runs.flights import Alone
 from deadstop.runs.keeping import PATIENCE, Keeping, Place
 from deadstop.runs.kept import Recording, unix
@@ -31,7 +32,15 @@ class Chased(Keeping):
     def recorded(self, then: Callable[[], None]) -> None:
         recording = self._keeper.recording(self._owner)
         bound(recording)
-        recording.done.notify(then)
+
+        def go_on() -> None:
+            refused = recording.goes_out()
+            if refused is None:
+                then()
+            else:
+                refuse(self._run, refused)
+
+        recording.done.notify(go_on)
 
     def left(self) -> float:
         claim = self._keeper.kept(self._owner).claim

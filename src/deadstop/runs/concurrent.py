@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -12,7 +13,7 @@ import anyio
 from deadstop.calls.loops import Loop
 from deadstop.core.model import CancelReceipt, Level, Outcome
 from deadstop.core.policy import CancelPolicy
-from deadstop.errors import RunCancellationTimeoutError
+from deadstop.errors import CancelRefusedError, RunCancellationTimeoutError
 from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.checks import checked_name, checked_policy
@@ -35,6 +36,7 @@ from deadstop.runs.waiting import (
     goals,
     next_wait,
     overdue,
+    somebody_elses,
     stuck,
     terms,
     wish,
@@ -227,7 +229,11 @@ class AsyncRuns:
         for run in self._registry.live():
             _bring_home(run)
         started = self._registry.cancel_all_soon(reason=reason, actor=actor, deadline=asked.deadline)
-        return [await _wait(each, asked._replace(on_timeout="return")) for each in started]
+        receipts = []
+        for each in started:
+            with contextlib.suppress(CancelRefusedError):  # known by its address, and on record in somebody's run
+                receipts.append(await _wait(each, asked._replace(on_timeout="return")))
+        return receipts
 
     def get(self, name: str) -> AsyncRun:
         """The run of that name, live or ended lately. Raises `UnknownRunError`."""
@@ -274,7 +280,13 @@ async def cancel(run: BaseRun, asked: Wish, facts: Facts) -> CancelReceipt:
             await first.left.wait_async(min(FIRST, asked.timeout or FIRST), here, TURNS)
     finally:
         struck.follow(asked.policy)
-    return await _wait(struck, terms(run.registry, run, asked, at))
+    try:
+        return await _wait(struck, terms(run.registry, run, asked, at))
+    except CancelRefusedError:
+        anew = somebody_elses(struck, facts)
+        if anew is None:
+            raise
+    return await cancel(anew, asked, facts)
 
 
 def _bring_home(run: BaseRun) -> None:

@@ -21,6 +21,7 @@ from deadstop.fleet.addresses import OVER_BUS
 from deadstop.fleet.member import Member
 from deadstop.ledger.facts import IntentRecord, Opening, Orphans, RemoteRun
 from deadstop.runs.abroad import offer, withdraw
+from deadstop.runs.authority import is_refused
 from deadstop.runs.chased import Chased, bound, late
 from deadstop.runs.flights import Flights
 from deadstop.runs.hearing import Hearing
@@ -57,8 +58,7 @@ class Keeper(Hearing):
         member.holders.add(self)
 
     def close(self) -> None:
-        """The client is closed, and sends nothing more: what it leaves unconfirmed is another's to finish, and that is
-        on record, since this process may live on."""
+        """The client is closed and sends nothing more. What it leaves unconfirmed is another's; that is on record."""
         self.closed = True
         if not self.member._unborn:
             self.member.write(self._leave)
@@ -247,7 +247,7 @@ class Keeper(Hearing):
         kept, ledger = self.kept(run), self.member.ledger
         asked = replace(intent, run=kept.name, epoch=kept.epoch, deadline=unix(intent.deadline), at=unix(intent.at))
         try:
-            if kept.lent and not kept.epoch:
+            if (kept.lent and not kept.epoch) or is_refused(self, run, intent, recording):
                 return
             self._bear(run)  # first: a cancel without its remote runs would be confirmed by the end of this process
             if not kept.epoch and run.remote is not None and run.remote.ref is not None:
@@ -261,6 +261,8 @@ class Keeper(Hearing):
             opening = None if kept.epoch else self.opening(run)
             record = ledger.record_intent(asked, self.member.process, opening=opening, now=time.time()).intent
             if kept.epoch and record.epoch != kept.epoch:  # that id is an earlier life's
+                if any(each.request_id == asked.request_id for each in ledger.refusals(kept.name)):
+                    return  # or a tombstone's: it was refused when the run was opened, and the signal of it was slow
                 asked = replace(asked, request_id=None)
                 record = ledger.record_intent(asked, self.member.process, now=time.time()).intent
             kept.epoch = record.epoch

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from deadstop.calls.completion import Completion
 from deadstop.core.model import Cause, Intent, Level
+from deadstop.errors import CancelRefusedError
 from deadstop.ledger.facts import Orphans, RemoteRun
 from deadstop.runs.keeping import PATIENCE
 
@@ -66,14 +67,26 @@ def asked_for(run: str, message: dict[str, Any]) -> Intent:
 
 
 class Recording:
-    """The durable record of one cancel: `done` when it is kept, or was waited for in vain; `note` says why."""
+    """The durable record of one cancel: `done` when it is kept, or was waited for in vain; `note` says why.
 
-    __slots__ = ("done", "error", "kept")
+    Until then nothing is sent. `goes_out()` or `refuse()`, whichever comes first, says what becomes of it.
+    """
+
+    __slots__ = ("_fate", "done", "error", "kept")
 
     def __init__(self) -> None:
         self.done = Completion()
         self.kept = False
         self.error: Optional[str] = None
+        self._fate: dict[str, Optional[CancelRefusedError]] = {}  # a dict, because its setdefault() is atomic
+
+    def goes_out(self) -> Optional[CancelRefusedError]:
+        """It is to be sent now. The error, if it was refused before."""
+        return self._fate.setdefault("it", None)
+
+    def refuse(self, error: CancelRefusedError) -> bool:
+        """Whether it is refused; False if it has gone out."""
+        return self._fate.setdefault("it", error) is error
 
     @property
     def note(self) -> Optional[str]:

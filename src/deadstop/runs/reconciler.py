@@ -139,6 +139,13 @@ class Reconciler:
             return
         remote.channel.spawn(lambda: chase.begin(replace(intent, at=now, deadline=float("inf"), request_id=None)))
 
+    def drop(self, remote: Remote) -> None:
+        """Send nothing more for that remote run."""
+        chase = self._chases.pop(id(remote), None)
+        if chase is not None:
+            chase.stop()
+        self._tell(id(remote))
+
     def _tell(self, key: int) -> None:
         for over in self._over.pop(key, ()):
             over()

@@ -38,6 +38,7 @@ __all__ = [
     "intent",
     "next_wait",
     "overdue",
+    "somebody_elses",
     "stuck",
     "terms",
     "wish",
@@ -178,10 +179,23 @@ def stuck(cancelling: Cancelling) -> bool:
 
 
 def answer(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
-    """The receipt for this canceller: the final one, or what is known at the level it asked for."""
+    """The receipt for this canceller: the final one, or what is known at the level it asked for.
+
+    Raises CancelRefusedError.
+    """
+    if cancelling.refusal is not None:
+        raise cancelling.refusal
     if cancelling.receipt is not None:
         return cancelling.receipt
     return cancelling.snapshot(asked.level if asked.level is not Level.CONFIRMED else Level.ACCEPTED)
+
+
+def somebody_elses(cancelling: Cancelling, facts: Facts) -> Optional[BaseRun]:
+    """The run to cancel anew, where it was another actor's cancel that was refused, and this one had joined that."""
+    if cancelling.refusal is None or cancelling.why[1] == facts[1]:
+        return None
+    found: BaseRun = cancelling.run.registry.find(cancelling.run.name)
+    return found
 
 
 def away_answer(away: Any, asked: Terms) -> Optional[CancelReceipt]:

@@ -120,6 +120,9 @@ SELECT * FROM deadstop_outcomes WHERE run = :run AND epoch = :epoch ORDER BY rev
 INSERT INTO deadstop_outcomes (run, epoch, revision, outcome, status, evidence, diagnosis, receipt, owner, at)
 VALUES (:run, :epoch, :revision, :outcome, :status, :evidence, :diagnosis, :receipt, :owner, :at);
 
+-- name: refusal_by_request
+SELECT * FROM deadstop_refusals WHERE run = :run AND request_id = :request_id;
+
 -- name: insert_refusal
 INSERT INTO deadstop_refusals (run, epoch, actor, reason, request_id, owner, host, pid, at)
 VALUES (:run, :epoch, :actor, :reason, :request_id, :owner, :host, :pid, :at);
