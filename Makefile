@@ -6,7 +6,7 @@ PYTHON ?=
 TESTS ?=
 CELLS ?=
 # A good half of what the tests take is to wait: for two cores these are not too many.
-JOBS ?= 5
+JOBS ?= 6
 export JOBS
 # With it each of the many processes that the tests start compiles the SDK anew: a third of their time.
 unexport PYTHONDONTWRITEBYTECODE
