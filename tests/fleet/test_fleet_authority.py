@@ -10,10 +10,10 @@ from fleet_homes import BOUND, Child
 from remote_runs import create
 from worlds import until
 
-import deadstop
 from deadstop import CancelPolicy, UsageError
-from deadstop.errors import CancelRefusedError
+from deadstop.errors import CancelRefusedError, RunCancellationTimeoutError
 from deadstop.ledger.base import Ledger
+from deadstop.runs import chased
 from deadstop.testing import FakeOpenAI
 
 
@@ -126,6 +126,13 @@ def writes_of(client: Any) -> Any:
     return client.runs._registry.keeper.member.writes
 
 
+def held_up(client: Any) -> threading.Event:
+    """What the client puts on record waits for this event."""
+    going_on = threading.Event()
+    client.runs._registry.keeper.member.write(lambda: going_on.wait(BOUND))
+    return going_on
+
+
 @pytest.fixture
 def remote(world: Any, ledger: Ledger, server: FakeOpenAI, child: Any, url: str) -> Any:
     """A remote run that another process has started in a scope that only ann may cancel."""
@@ -161,12 +168,12 @@ def test_a_remote_run_of_another_process_is_not_cancelled_by_its_address_either(
 
 
 def test_who_does_not_wait_for_a_refusal_is_refused(
-    world: Any, client: Any, ledger: Ledger, server: FakeOpenAI, remote: Any
+    world: Any, client: Any, ledger: Ledger, server: FakeOpenAI, remote: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The caller's time is up before the record has answered: then he does not know, and still nothing is sent."""
-    going_on = threading.Event()
-    client.runs._registry.keeper.member.write(lambda: going_on.wait(BOUND))
-    with pytest.raises((CancelRefusedError, deadstop.RunCancellationTimeoutError)):
+    monkeypatch.setattr(chased, "PATIENCE", BOUND)
+    going_on = held_up(client)
+    with pytest.raises(RunCancellationTimeoutError):
         world.run(client.runs.cancel, f"response:{remote.ids[0]}", actor="eve", timeout=0.05)
     going_on.set()
     assert writes_of(client).drain(20.0)
@@ -200,11 +207,11 @@ def test_another_client_of_the_process_asks_the_record_too(
 
 
 def test_who_may_is_not_refused_with_who_may_not(
-    world: Any, client: Any, ledger: Ledger, server: FakeOpenAI, remote: Any
+    world: Any, client: Any, ledger: Ledger, server: FakeOpenAI, remote: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two cancels of one run share its cancellation; the second goes on alone when the first is refused."""
-    going_on = threading.Event()
-    client.runs._registry.keeper.member.write(lambda: going_on.wait(BOUND))
+    monkeypatch.setattr(chased, "PATIENCE", BOUND)
+    going_on = held_up(client)
     eve = world.start(client.runs.cancel, f"response:{remote.ids[0]}", actor="eve")
     until(lambda: client.runs.list() and client.runs.list()[0].cancelled, "eve's cancel")
     ann = world.start(client.runs.cancel, f"response:{remote.ids[0]}", actor="ann")
@@ -219,8 +226,7 @@ def test_a_record_that_does_not_answer_stops_no_cancel(
     world: Any, client: Any, ledger: Ledger, server: FakeOpenAI, remote: Any
 ) -> None:
     """Who may cancel it is asked for a second at most. Then the cancel is sent, and nobody says that it was refused."""
-    going_on = threading.Event()
-    client.runs._registry.keeper.member.write(lambda: going_on.wait(BOUND))
+    going_on = held_up(client)
     try:
         assert world.run(client.runs.cancel, f"response:{remote.ids[0]}", actor="eve", wait="accepted")
     finally:

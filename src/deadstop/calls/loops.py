@@ -145,7 +145,7 @@ def _turn() -> Generator[None, None, None]:
 def who_runs(in_task: bool = True) -> tuple[int, int]:
     """Who runs this: the thread, and the task that it is in, if any.
 
-    `in_task`: it may be one of trio's. To ask takes as long as all the rest, where httpx has only imported it.
+    `in_task`: it may be one of trio's. To ask takes as long as all the rest, where httpcore has only imported it.
     """
     loop = asyncio._get_running_loop()
     task: Any = None if loop is None else asyncio.current_task(loop)

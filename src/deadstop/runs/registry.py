@@ -110,7 +110,7 @@ class Registry:
             raise UsageError(f"orphans is {orphans!r} after {orphan_grace!r} s: give 'leave', or 'cancel' and seconds.")
         around = current_run.get()
         run = self._run_class(
-            self,  # by position, here and in `begin`: by name each takes three times as long
+            self,  # by position, here and in `begin`: by name each takes twice as long
             name,
             around if around is None or not around.ended else around.nearest(),
             policy,
