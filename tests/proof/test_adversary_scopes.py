@@ -125,6 +125,41 @@ def test_a_scope_that_a_generator_has_left_elsewhere_is_over_where_it_was_entere
         world.close(client)
 
 
+@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+def test_a_sync_scope_that_another_task_has_left_is_over_where_it_was_entered(client: Any, backend: str) -> None:
+    """Also for a sync client in a loop: one thread, and only its tasks tell who entered from who left."""
+
+    def answer() -> Iterator[Any]:
+        with client.runs.open("r") as run:
+            yield
+            run.check()
+
+    async def program() -> Any:
+        generator, entered, left = answer(), anyio.Event(), anyio.Event()
+        made: list[Any] = []
+
+        async def enter() -> None:
+            next(generator)
+            client.runs.cancel("r")
+            entered.set()
+            await left.wait()
+            made.append(client.chat.completions.create(**CHAT))
+
+        async def leave() -> None:
+            await entered.wait()
+            with pytest.raises(RunCancelledError):
+                next(generator)
+            left.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(enter)
+            tasks.start_soon(leave)
+        return made
+
+    pytest.importorskip(backend)
+    assert anyio.run(program, backend=backend)[0].choices
+
+
 @pytest.mark.parametrize("how", ["cancel the parent", "cancel_all"])
 def test_a_child_that_outlives_its_parent_is_cancelled_too(client: Any, server: FakeOpenAI, how: str) -> None:
     """I15: leaving a scope does not take what is still running in it out of reach."""
