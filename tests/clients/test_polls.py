@@ -57,7 +57,7 @@ def resource_of(client: Any, path: str) -> Any:
 
 
 def asleep(client: Any) -> bool:
-    return any(run._callbacks for run in client.runs.list())
+    return any(run.callbacks for run in client.runs.list())
 
 
 @pytest.mark.parametrize("path", PATHS)

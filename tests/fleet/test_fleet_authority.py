@@ -215,7 +215,7 @@ def test_who_may_is_not_refused_with_who_may_not(
     eve = world.start(client.runs.cancel, f"response:{remote.ids[0]}", actor="eve")
     until(lambda: client.runs.list() and client.runs.list()[0].cancelled, "eve's cancel")
     ann = world.start(client.runs.cancel, f"response:{remote.ids[0]}", actor="ann")
-    until(lambda: client.runs.list()[0]._cancelling["it"]._late, "ann's cancel, that joins it")
+    until(lambda: client.runs.list()[0].cancelling._late, "ann's cancel, that joins it")
     going_on.set()
     assert isinstance(eve.failure(), CancelRefusedError)
     assert ann.result().outcome == "cancelled"

@@ -282,7 +282,7 @@ def test_a_cancel_that_was_not_confirmed_is_sent_again_by_the_same_worker(
 
 def _chased(pick_up: Any) -> bool:
     scopes = [each.scope for each in list(pick_up._working.values()) if each.scope is not None]
-    chases = [found._chase for each in scopes for run in each.children.values() for found in run._cancelling.values()]
+    chases = [run.cancelling._chase for each in scopes for run in each.children.values() if run.cancelling]
     return not chases or not all(each is not None and each.stopped for each in chases)
 
 

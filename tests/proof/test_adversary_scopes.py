@@ -268,7 +268,7 @@ class _Held(dict):  # type: ignore[type-arg]
         self.first, self.go_on = threading.Event(), threading.Event()
 
     def setdefault(self, key: Any, value: Any = None) -> Any:
-        mine = key not in self
+        mine = not self  # the first of all, in whatever order
         got = super().setdefault(key, value)
         if mine:
             self.first.set()
@@ -281,7 +281,7 @@ def test_whoever_joins_a_cancel_finds_the_fence_closed(client: Any, server: Fake
     """I2, I4: the second canceller's return promises as much as the first's, though the first was held up."""
     with client.runs.open("r") as run:
         pending = stalled(client, server, contextvars.copy_context())
-        run._cancelling = held = _Held()
+        run.once = held = _Held()
         first = threads.start(run.cancel, reason="first")
         assert held.first.wait(PATIENCE)
         try:

@@ -262,7 +262,7 @@ def test_sent_is_sent_though_another_has_only_begun(
         asked.append(server.runs[0].cancels)
 
     pending = world.start(second)
-    until(lambda: len(threads_client.runs.get(name)._cancelling["it"]._late) == 1, "the second cancel")
+    until(lambda: len(threads_client.runs.get(name).cancelling._late) == 1, "the second cancel")
     assert not pending.done
     go_on.set()
     pending.result()

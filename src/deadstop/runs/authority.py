@@ -69,7 +69,8 @@ def _forbidding(keeper: Keeper, run: BaseRun, actor: Optional[str]) -> Optional[
 def refuse(run: BaseRun, error: CancelRefusedError) -> None:
     """A cancel that was begun here was refused: nothing was sent, nothing will be, and nobody has asked."""
     remote: Any = run.remote
-    cancelling, registry = run._cancelling["it"], run.registry
+    cancelling: Any = run.cancelling
+    registry = run.registry
     cancelling.refusal = error
     cancelling.abandon()
     registry.reconciler.drop(remote)

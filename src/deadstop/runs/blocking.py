@@ -17,12 +17,14 @@ from deadstop.runs.checks import checked_name, checked_policy
 from deadstop.runs.keeping import PATIENCE
 from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
+from deadstop.runs.strike import hit, strike
 from deadstop.runs.waiting import (
     ANY,
     FACTS,
     FIRST,
     HEAD_START,
     LOOK,
+    NEVER,
     SETTLING,
     Facts,
     Terms,
@@ -236,7 +238,7 @@ class Runs:
         The receipt; None if there is none by then, or nobody has cancelled.
         """
         run = self._registry.find(target)
-        cancelling = run._cancelling.get("it")
+        cancelling = run.cancelling
         if cancelling is None:
             return None
         cancelling.done.wait(timeout)
@@ -257,13 +259,18 @@ def cancel(run: BaseRun, asked: Wish, facts: Facts) -> CancelReceipt:
         reason, actor, _ = facts
         run.refuse(actor, reason)
     at = time.monotonic()
-    struck = run.strike((asked, at, facts), asked)
+    wanted, struck = (asked, at, facts), None
     try:
+        calls = hit(run, wanted, asked)
+        if calls:
+            # At once, so that who was interrupted, and the server, get the processor; the rest can wait.
+            NEVER.acquire(True, HEAD_START)
+        struck = strike(run, wanted, asked, None, calls)
         first = first_wait(struck, asked)
         if first is not None:
-            # At once, so that the thread that was interrupted gets the interpreter; the rest can wait.
-            first.left.wait(min(FIRST, asked.timeout or FIRST), HEAD_START)
-    finally:
+            first.left.wait(min(FIRST, asked.timeout or FIRST), 0.0 if calls else HEAD_START)
+    finally:  # also if a signal handler means to leave
+        struck = strike(run, wanted, asked) if struck is None else struck
         struck.follow(asked.policy)
     try:
         return _wait(struck, terms(run.registry, run, asked, at))

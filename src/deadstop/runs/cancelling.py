@@ -78,12 +78,13 @@ class Cancelling:
     # What must happen once, or be had by one at a time. A dict, because its `pop` and `setdefault` are atomic.
     _once = Later[dict[str, Any]](lambda: {"follow": True, "work": True})
 
-    def __init__(self, run: BaseRun, intent: Asked) -> None:
+    def __init__(self, run: BaseRun, intent: Asked, struck: Sequence[Call] = ()) -> None:
         self.run = run
         self._intent = intent
         # Nothing was left to cancel. (What is known of a remote run's end is the chase's business.)
-        self.finished_before = run.ended and not run.calls and not run.children and run.remote is None
-        self.calls: dict[int, Call] = {}  # whose fence is closed
+        over = run.ended and not run.calls and not run.children and run.remote is None
+        self.finished_before = over and not struck
+        self.calls: dict[int, Call] = {call.id: call for call in struck}  # whose fence is closed
 
     @property
     def intent(self) -> Intent:
@@ -107,13 +108,14 @@ class Cancelling:
             self.__dict__.setdefault("_children", []).append(child)
             child._above.append(self)
 
-    def interrupt(self, here: Optional[Loop] = None) -> None:
-        """Abort the calls, those of children first: every fence is closed by now."""
+    def interrupt(self, here: Optional[Loop] = None, struck: Sequence[Call] = ()) -> None:
+        """Abort the calls, those of children first: every fence is closed by now. `struck`: those that were."""
         for child in self._children:
             child.interrupt(here)
         calls = list(self.calls.values())
         for call in calls:
-            call.interrupt(here)
+            if call not in struck:
+                call.interrupt(here)
         for call in calls:
             # Who holds the gate is inside, is being interrupted, and closes by itself.
             if call.tracker is not None and call.held:

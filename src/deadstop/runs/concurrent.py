@@ -10,6 +10,7 @@ from typing import Any, Optional, Union, cast
 
 import anyio
 
+from deadstop.calls.call import current_call
 from deadstop.calls.loops import Loop
 from deadstop.core.model import CancelReceipt, Level, Outcome
 from deadstop.core.policy import CancelPolicy
@@ -20,6 +21,7 @@ from deadstop.runs.checks import checked_name, checked_policy
 from deadstop.runs.keeping import PATIENCE
 from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
+from deadstop.runs.strike import hit, strike
 from deadstop.runs.waiting import (
     ANY,
     FACTS,
@@ -249,7 +251,7 @@ class AsyncRuns:
         The receipt; None if there is none by then, or nobody has cancelled.
         """
         run = self._registry.find(target)
-        cancelling = run._cancelling.get("it")
+        cancelling = run.cancelling
         if cancelling is None:
             return None
         await cancelling.done.wait_async(timeout)
@@ -272,13 +274,19 @@ async def cancel(run: BaseRun, asked: Wish, facts: Facts) -> CancelReceipt:
     if run.remote is not None or run.children:
         _bring_home(run)
     at, here = time.monotonic(), Loop.current(run.registry.last)
-    struck = run.strike((asked, at, facts), asked, here)
+    wanted, struck, turns = (asked, at, facts), None, TURNS
     try:
+        calls = hit(run, wanted, asked, here)
+        # At once, so that the task that was interrupted has its turn; the rest can wait.
+        while turns and calls and not calls[0].left.done and current_call.get() not in calls:
+            turns -= 1
+            await here.give_way()
+        struck = strike(run, wanted, asked, here, calls)
         first = first_wait(struck, asked)
         if first is not None:
-            # At once, so that the task that was interrupted has its turn; the rest can wait.
-            await first.left.wait_async(min(FIRST, asked.timeout or FIRST), here, TURNS)
-    finally:
+            await first.left.wait_async(min(FIRST, asked.timeout or FIRST), here, turns)
+    finally:  # also if this task is cancelled, or a signal handler means to leave
+        struck = strike(run, wanted, asked) if struck is None else struck
         struck.follow(asked.policy)
     try:
         return await _wait(struck, terms(run.registry, run, asked, at))

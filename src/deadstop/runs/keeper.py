@@ -231,7 +231,7 @@ class Keeper(Hearing):
         """The record of a run's cancel, begun if need be. Never blocks; in signal handlers, too."""
         kept, mine = self.kept(run), Recording()
         recording = kept.recordings.setdefault("it", mine)
-        cancelling = run._cancelling.get("it")
+        cancelling = run.cancelling
         if recording is mine and cancelling is not None:
             self.member.write(partial(self._record, run, cancelling.intent, mine))
             # Elsewhere: starting a timer takes locks.
@@ -306,7 +306,7 @@ class Keeper(Hearing):
         if kept.claim is not None and self.closed and receipt.outcome is Outcome.UNCONFIRMED:
             kept.claim.release()  # it could send nothing more: for whoever goes on nothing has come of it yet
             return
-        recording, cancelling = kept.recording, run._cancelling.get("it")
+        recording, cancelling = kept.recording, run.cancelling
         told = kept.receipt = replace(receipt, run=kept.name)
         if recording is not None and not recording.kept and cancelling is not None:
             self._record(run, cancelling.intent, recording)  # the ledger was down: it may be there again
@@ -378,7 +378,7 @@ class Keeper(Hearing):
     def _keep_again(self) -> None:
         self._bear()
         for key, run in list(self._forgotten.items()):
-            kept, cancelling = self.kept(run), run._cancelling.get("it")
+            kept, cancelling = self.kept(run), run.cancelling
             known = kept.epoch and self.member.ledger.intent(kept.name, kept.epoch) is not None  # asked for since
             final = run.receipt is not None and run.receipt.outcome is not Outcome.UNCONFIRMED
             if cancelling is not None and kept.recordings and not final and not known:

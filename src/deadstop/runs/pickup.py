@@ -243,7 +243,7 @@ class PickUp:
         kept.claim = claim
         for each in targets:
             child = registry.remote_run(Ref(each.kind, each.ids), each.status if each.terminal else None)
-            before = child._cancelling.get("it")
+            before = child.cancelling
             if before is not None and before.came_to_nothing:  # here, when this was taken up before
                 child = registry.anew(child)
             self._keeper.kept(child).born = True
@@ -308,8 +308,8 @@ class _Returned(Claim):
         self._pick_up._tries.pop(self._key, None)  # the pause is for what the server did not confirm
         scope = self.scope
         for child in [] if scope is None else list(scope.children.values()):
-            for cancelling in child._cancelling.values():
-                cancelling.abandon()
+            if child.cancelling is not None:
+                child.cancelling.abandon()
             if child.parent is scope:
                 child.parent = None  # should it come back to us, it is under another claim
         self.give_back()

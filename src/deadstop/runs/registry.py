@@ -253,7 +253,8 @@ class Registry:
         """The same remote run, not cancelled yet: its cancel here came to nothing, and is to be asked for once more."""
         again, remote = self._run_class(self, run.name, anonymous=True), cast(Remote, run.remote)
         again.remote = remote
-        run._cancelling["it"].abandon()
+        if run.cancelling is not None:
+            run.cancelling.abandon()
         remote.leave(run.remote_changed)
         remote.listen(again.remote_changed)
         self._remotes[cast(Ref, remote.ref)] = self._live[run.name] = again
@@ -312,7 +313,7 @@ class Registry:
     def _alone(self, run: BaseRun, call: Call) -> BaseRun:
         """A run of one call of a scope, so that it can be cancelled without its siblings."""
         if call.canceller is not None:
-            return call.canceller.run  # type: ignore[no-any-return]
+            return call.canceller  # type: ignore[no-any-return]
         one = self._run_class(self, f"{run.name}/call-{call.id}", policy=run.policy)
         one.ended, one.cancellers = call.left.is_set(), run.cancellers
         if not one.ended:

@@ -21,14 +21,11 @@ from deadstop.errors import (
     RunCancelledError,
     UsageError,
 )
-from deadstop.runs import settings
-from deadstop.runs.cancelling import Asked, Cancelling
-from deadstop.runs.draining import arrange
+from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.remote import Remote
-from deadstop.runs.waiting import ANY
+from deadstop.runs.strike import strike
 
 if TYPE_CHECKING:
-    from deadstop.calls.loops import Loop
     from deadstop.runs.kept import Kept
     from deadstop.runs.registry import Registry
 
@@ -49,14 +46,13 @@ class BaseRun:
 
     __slots__ = (
         "__weakref__",
-        "_callbacks",
-        "_cancelling",
         "_entered",
         "_left",
         "_outer",
         "_timer",
         "alone",
         "anonymous",
+        "callbacks",
         "calls",
         "cancelled",
         "cancellers",
@@ -67,6 +63,7 @@ class BaseRun:
         "kept",
         "metadata",
         "name",
+        "once",
         "opened",
         "parent",
         "policy",
@@ -107,8 +104,8 @@ class BaseRun:
         self.children: dict[int, BaseRun] = {}
         self.chunks = 0  # delivered by calls that are over
         self.characters = 0
-        self._callbacks: dict[int, Callable[[BaseRun], Any]] = {}
-        self._cancelling: dict[str, Cancelling] = {}
+        self.callbacks: dict[int, Callable[[BaseRun], Any]] = {}
+        self.once: dict[str, Any] = {}  # "asked": who asked for its cancel first, and whom that hit; "it": that cancel
         self._timer: Any = None
         self._entered: Optional[tuple[int, int]] = None  # by whom
         self._left: Optional[tuple[int, int]] = None
@@ -120,7 +117,7 @@ class BaseRun:
     @property
     def receipt(self) -> Optional[CancelReceipt]:
         """The receipt of the run's cancel; None while there is no outcome. An unconfirmed one may be refined, once."""
-        cancelling = self._cancelling.get("it")
+        cancelling = self.cancelling
         return cancelling.receipt if cancelling is not None else None
 
     def check(self) -> None:
@@ -149,12 +146,12 @@ class BaseRun:
         if not callable(callback):
             raise UsageError(f"on_cancel() takes a function of the run, and got {callback!r}.")
         key = id(callback)
-        while key in self._callbacks:
+        while key in self.callbacks:
             key += 1
-        self._callbacks[key] = callback
+        self.callbacks[key] = callback
         if self.cancelled:
-            self._call_back()
-        return lambda: (self._callbacks.pop(key, None), None)[1]
+            self.call_back()
+        return lambda: (self.callbacks.pop(key, None), None)[1]
 
     # What the shells and the calls ask of it
 
@@ -196,66 +193,20 @@ class BaseRun:
         The first one in makes the cancellation, everybody else joins it. `dict.setdefault` decides who that is: it
         is atomic, and unlike a lock it can't be held by the thread that a signal handler runs on top of.
         """
-        cancelling = self._close_fence(intent, None)
-        try:
-            cancelling.interrupt()
-            if self._callbacks or self.children:
-                self._call_back_all()
-        finally:  # also if a callback, or a signal handler, means to leave
-            cancelling.follow()
+        cancelling = strike(self, intent)
+        cancelling.follow()
         return cancelling
 
-    def strike(self, intent: Asked, asked: Any = None, here: Optional[Loop] = None) -> Cancelling:
-        """The part that can't wait: close the fences and interrupt the calls. `follow()` the result, always.
+    @property
+    def cancelling(self) -> Optional[Cancelling]:
+        """The run's cancellation; None while nobody wants it cancelled.
 
-        What was interrupted needs the interpreter to come free, so a thread that means to wait does nothing else
-        before it does. It does not even build the intent: it gives what makes it.
+        Made by whoever asks for it first, be it a call that was interrupted: the canceller sees to the sockets first.
         """
-        cancelling = self._close_fence(intent, asked)
-        try:
-            cancelling.interrupt(here)
-            if self._callbacks or self.children:
-                self._call_back_all()
-        except BaseException:  # a callback, or a signal handler, means to leave: there is no result to follow
-            cancelling.follow(asked and asked.policy)
-            raise
-        return cancelling
-
-    def _close_fence(self, intent: Asked, asked: Any) -> Cancelling:
-        # From here to the sockets each step is taken cold, and a function more is microseconds: so there are few.
-        mine = Cancelling(self, intent)
-        cancelling = self._cancelling.setdefault("it", mine)
-        if cancelling is not mine:
-            cancelling.join(intent)
-        if not cancelling.finished_before:
-            # Whatever may have a policy: without any, and no setting for it, nothing is drained.
-            own = None if asked is ANY or asked is None else asked.policy
-            may = own or self.policy or self.parent or self.registry.policy
-            if may is not None or len(settings.SETTINGS) != settings.others:
-                arrange(self, list(self.calls.values()), asked)
-            # Also by whoever comes second: the first may have been held up just here.
-            self.cancelled = True
-            # Flags first, all the way down: nothing may pass while the interruptions are on their way.
-            for call in list(self.calls.values()):
-                call.canceller = call.canceller or cancelling
-                cancelling.calls.setdefault(call.id, call)
-                call.cancelled = True
-            for child in list(self.children.values()) if self.children else ():
-                if not child.cancelled:
-                    child.struck_by = self
-                    cancelling.add_child(child._close_fence(child.intent_of(cancelling.intent), asked))
-                elif child.remote is not None:
-                    before = child._cancelling["it"]
-                    if cancelling is mine:
-                        before.again(child.intent_of(cancelling.intent))
-                    cancelling.add_child(before)
-        return cancelling
-
-    def _call_back_all(self) -> None:
-        for child in list(self.children.values()):
-            child._call_back_all()
-        if self.cancelled:
-            self._call_back()
+        once = self.once
+        if "it" not in once and "asked" in once:
+            once.setdefault("it", Cancelling(self, *once["asked"]))
+        return once.get("it")
 
     def intent_of(self, above: Intent) -> Intent:
         """The intent that follows for this run from that of the run around it."""
@@ -263,10 +214,11 @@ class BaseRun:
             reason=above.reason, actor=above.actor, cause=Cause.PARENT, deadline=above.deadline, level=above.level
         )
 
-    def _call_back(self) -> None:
-        while self._callbacks:
+    def call_back(self) -> None:
+        """Call those of `on_cancel`, each once."""
+        while self.callbacks:
             try:
-                _, callback = self._callbacks.popitem()
+                _, callback = self.callbacks.popitem()
             except KeyError:
                 return
             try:
@@ -284,9 +236,8 @@ class BaseRun:
 
     def error(self, call: Optional[Call] = None) -> DeadstopError:
         """What a call of this cancelled run raises."""
-        cancelling: Optional[Cancelling] = self._cancelling.get("it")
-        if call is not None and call.canceller is not None:
-            cancelling = call.canceller
+        struck = self if call is None or call.canceller is None else call.canceller
+        cancelling = struck.cancelling
         if cancelling is None:
             return RunCancelledError(run=self.name)
         late = cancelling.timed_out(call) if call is not None else None
@@ -296,14 +247,15 @@ class BaseRun:
         while run.remote is not None and cause is Cause.PARENT and run.struck_by is not None:
             # The user knows the scope that was cancelled, and not the address of what was started in it.
             run = run.struck_by
-            reason, actor, cause = run._cancelling["it"].why
+            above: Any = run.cancelling
+            reason, actor, cause = above.why
         return RunCancelledError(run=run.name, reason=reason, actor=actor, cause=cause, receipt=cancelling.receipt)
 
     def add(self, call: Call) -> None:
         """A call begins. In a cancelled run it is born cancelled (I15)."""
         self.calls[call.id] = call
         if self.cancelled:
-            call.canceller = self._cancelling.get("it")
+            call.canceller = self
             call.cancelled = True
 
     def remove(self, call: Call) -> None:
@@ -340,8 +292,8 @@ class BaseRun:
             parent.children[id(self)] = self
             if parent.cancelled:
                 self.struck_by = parent
-                above: Any = parent._cancelling.get("it")
-                self.request_cancel(self.intent(reason=above and above.intent.reason, cause=Cause.PARENT))
+                above = parent.cancelling
+                self.request_cancel(self.intent(reason=above.intent.reason if above else None, cause=Cause.PARENT))
 
     def _expire(self) -> None:
         self.cancel_soon(reason=f"its {self.timeout:g} s are over", cause=Cause.DEADLINE)

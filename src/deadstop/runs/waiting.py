@@ -25,6 +25,7 @@ __all__ = [
     "FIRST",
     "HEAD_START",
     "LOOK",
+    "NEVER",
     "SETTLING",
     "TURNS",
     "Facts",
@@ -117,6 +118,10 @@ FIRST = 0.05
 
 HEAD_START = 0.0004
 """How long (seconds) a thread that has interrupted another one looks away, before it asks to be woken by it."""
+
+NEVER = threading.Lock()
+"""Nobody lets go of it: to wait for it is to sleep, which those who test with us may have replaced."""
+NEVER.acquire()
 
 TURNS = 3
 """How many turns of the loop a task that has interrupted another one sits out first: that one needs two or three."""
