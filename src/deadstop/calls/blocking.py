@@ -156,7 +156,7 @@ def _send(
                     finish()
             if call.cancelled and isinstance(error, Exception):
                 raise Interruption(call) from None
-            if call.requeued(error):
+            if call.requeue and call.requeued(error):
                 pools = pools_of(transport)
                 continue
             call.failed(error)

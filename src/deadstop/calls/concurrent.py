@@ -17,7 +17,7 @@ from typing import Any, Callable, Optional
 import anyio
 
 from deadstop.calls import multiplexed
-from deadstop.calls.call import Call, Interruption, active_call
+from deadstop.calls.call import Call, Interruption, active_call, current_call
 from deadstop.calls.loops import Loop, asked_of, miscounted
 from deadstop.calls.network_concurrent import Backend
 from deadstop.calls.pool import CALL, and_new, pools_of, recast, reclaim, renew, retire, transports_of
@@ -53,14 +53,15 @@ class interruptible:
     def _wake(self, here: Optional[Loop]) -> None:
         if self._call.interrupted is Interrupted.NOTHING:
             self._call.interrupted = Interrupted.TASK
-        if here is not None and here.is_same(self._loop):
+        if here is not None and (here is self._loop or here.is_same(self._loop)):
             # At once: by way of the loop's queue the task would come free one turn later.
-            if here.task() is self._task or active_call() is self._call:
+            task = here.task()
+            if task is self._task or (current_call.get() is not None and active_call() is self._call):
                 # From within: anyio is to see which task that is. To cancel the one that runs, as if from outside,
                 # leaves it with a cancellation when it has left the scope (up to Python 3.12).
                 self._scope.cancel()
             else:
-                here.apart(self._scope.cancel)
+                here.apart(self._scope.cancel, task)
         elif not self._loop.call(self._scope.cancel):
             self._call.leave()  # the loop was closed under the call: its task will never go on
 
@@ -191,7 +192,7 @@ async def _send(
             if stream is not None:
                 stream.let_go(call)
             await _reclaim(and_new(pools, transport), call)
-            if call.requeued(error):
+            if call.requeue and call.requeued(error):
                 pools = pools_of(transport)
                 continue
             call.failed(error)

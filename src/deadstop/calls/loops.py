@@ -87,12 +87,11 @@ class Loop:
         """The current task of the loop, for its own thread to ask; None where there are none of asyncio's."""
         return asyncio.current_task(self._key) if isinstance(self._key, asyncio.AbstractEventLoop) else None
 
-    def apart(self, function: Callable[[], Any]) -> None:
-        """Run `function` now as if the loop did, in its own thread, and not the task that is the current one.
+    def apart(self, function: Callable[[], Any], task: Optional[asyncio.Task[Any]]) -> None:
+        """Run `function` now as if the loop did, in its own thread, and not `task`, which is the current one, if any.
 
         anyio (4.12) writes down which task cancels, and to print a task takes longer than all the rest.
         """
-        task = self.task()
         if task is None:
             function()
             return
@@ -100,7 +99,8 @@ class Loop:
             asyncio.tasks._leave_task(self._key, task)
             function()
         finally:
-            if self.task() is None:  # a signal handler may have raised before the task was left, or just after
+            # A signal handler may have raised before the task was left, or just after.
+            if asyncio.current_task(self._key) is None:
                 asyncio.tasks._enter_task(self._key, task)
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:

@@ -116,7 +116,10 @@ def pools_of(transport: Any) -> list[Any]:
 
 def and_new(pools: list[Any], transport: Any) -> list[Any]:
     """`pools`, which were `transport`'s, and those that a reset has put in their place since."""
-    return [*pools, *(each for each in pools_of(transport) if not any(each is one for one in pools))]
+    found = pools_of(transport)
+    if found == pools:  # as nearly always
+        return pools
+    return [*pools, *(each for each in found if not any(each is one for one in pools))]
 
 
 def _holders(transport: Any, depth: int = 3) -> list[Any]:
