@@ -115,9 +115,11 @@ def fork(ledger: Ledger, tag: str) -> None:
         each.start()
     record(ledger, "before")
     go, gone = os.pipe()
+    looked, look = os.pipe()
     child = os.fork()
     if child == 0:
         assert ledger.claim("mine") is None
+        os.close(look)
         record(ledger, "child")
         say("child", ledger.intent("before") is not None)
         os.close(gone)
@@ -129,6 +131,8 @@ def fork(ledger: Ledger, tag: str) -> None:
     for each in threads:
         each.join()
     record(ledger, "after")
+    os.close(look)
+    os.read(looked, 1)  # until the child's end is closed, too
     claim.release()
     os.close(gone)
     say("parent", os.waitpid(child, 0)[1])

@@ -11,17 +11,20 @@ from collections.abc import Iterator
 from typing import Any, Callable
 
 import pytest
-from worlds import CHAT, until
+from worlds import CHAT, PATIENCE, Threads, until
 
 import deadstop
 from deadstop import RunCancelledError
-from deadstop.testing import FakeOpenAI
+from deadstop.testing import FakeOpenAI, faults
 
 NEVER = 1 << 40
 PLACES = tuple(f"{os.sep}{name}" for name in ("deadstop", "httpcore", "httpx", "h11", f"openai{os.sep}_"))
 SHAPES = ("plain in a scope", "stream in a scope", "stream")
 STEP = 197
 """Every so many lines a cancel, for threads: all of them take minutes. A prime, so that no loop is in step with it."""
+
+STEP_OF_CANCEL = 7
+"""The same for the lines of a cancel, which are fewer."""
 
 
 @pytest.fixture
@@ -106,6 +109,39 @@ def test_at_every_line_of_a_threads_call(server: FakeOpenAI, shape: str) -> None
         assert sum(each.model == f"m{at}" for each in server.requests) <= 1, f"line {at}: sent again"
     client.close()
     server.wait_for(lambda _: server.open_connections == 0)
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="somebody else is tracing")
+def test_ctrl_c_at_any_line_of_a_canceller(server: FakeOpenAI) -> None:
+    """I1, I6: a cancel that Ctrl-C broke off is not half done for good: whoever cancels next has it confirmed."""
+    client = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0)
+    client.chat.completions.create(**CHAT)
+    server.add(faults.LostHeaders())
+
+    def leave() -> None:
+        raise KeyboardInterrupt
+
+    def cancel(at: int) -> Lines:
+        def call() -> Any:
+            with client.runs.open(f"r{at}", streamed_inside=False):
+                return client.chat.completions.create(**{**CHAT, "model": f"m{at}"})
+
+        calling = Threads().start(call)
+        server.wait_for(lambda seen: seen[-1].model == f"m{at}" and seen[-1].received_at is not None)
+        run = client.runs.get(f"r{at}")
+        with Lines(at, leave) as lines, contextlib.suppress(KeyboardInterrupt):
+            client.runs.cancel(run)
+        receipt = client.runs.cancel(run, timeout=PATIENCE)
+        assert (receipt.outcome, len(receipt.calls)) == ("cancelled", 1), f"left at line {at}, {lines.fired_in}"
+        assert isinstance(calling.failure(), RunCancelledError)
+        return lines
+
+    last = cancel(NEVER).count
+    assert last > 300
+    for at in range(1, last, STEP_OF_CANCEL):
+        cancel(at)
+    assert nothing_left(client)
+    client.close()
 
 
 class Steps:

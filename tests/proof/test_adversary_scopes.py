@@ -13,6 +13,7 @@ from worlds import CHAT, PATIENCE, Threads
 
 import deadstop
 from deadstop import RunCancelledError
+from deadstop.runs.strike import strike as strike_run
 from deadstop.testing import FakeOpenAI, faults
 
 threads = Threads()
@@ -297,3 +298,28 @@ def test_whoever_joins_a_cancel_finds_the_fence_closed(client: Any, server: Fake
             held.go_on.set()
         assert first.result().outcome == "cancelled"
         pending.wait()
+
+
+def test_who_was_hit_needs_nothing_more_of_the_canceller(client: Any, server: FakeOpenAI, monkeypatch: Any) -> None:
+    """I2, I10, I15: the canceller is held up once it has interrupted. The caller knows why, nothing more begins, and
+    somebody else's cancel has all of it on its receipt."""
+    go_on = threading.Event()
+
+    def strike(*args: Any) -> Any:
+        go_on.wait(PATIENCE)
+        return strike_run(*args)
+
+    monkeypatch.setattr("deadstop.runs.blocking.strike", strike)
+    with client.runs.open("r") as run:
+        pending = stalled(client, server, contextvars.copy_context())
+        first = threads.start(run.cancel, reason="first", actor="ann")
+        error: Any = pending.failure()
+        assert (type(error), error.reason, error.actor) == (RunCancelledError, "first", "ann")
+        with pytest.raises(RunCancelledError, match="first"):
+            contextvars.copy_context().run(threads.create, client)
+        run.cancel_soon(reason="second")
+        receipt = client.runs.wait(run, PATIENCE)
+        assert (receipt.outcome, receipt.reason, len(receipt.calls)) == ("cancelled", "first", 1)
+        go_on.set()
+        assert first.result().later == (("second", None),)
+    assert len(server.requests) == 1

@@ -17,7 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
-from deadstop.calls.call import Call, current_call
+from deadstop.calls.call import Call
 from deadstop.calls.completion import Completion
 from deadstop.core.machine import (
     CallFinished,
@@ -39,7 +39,7 @@ from deadstop.runs.chase import Chase
 from deadstop.runs.later import Later
 from deadstop.runs.receipts import noted
 from deadstop.runs.summary import later_of, sum_up
-from deadstop.runs.waiting import Wanted, stuck
+from deadstop.runs.waiting import Wanted
 from deadstop.runs.waiting import intent as built
 
 if TYPE_CHECKING:
@@ -62,6 +62,7 @@ class Cancelling:
     refusal: Optional[CancelRefusedError] = None  # who asked for it may not
     _told = False  # that the chase has come to something, and what follows from it is under way
     _begun = False
+    _redone = False  # that it was broken off, and is done anew
     follower: Optional[int] = None  # the thread that is doing the book-keeping
     _settled_at: Optional[float] = None
     _timed_out: AbstractSet[int] = frozenset()
@@ -75,8 +76,7 @@ class Cancelling:
     _above = Later[list["Cancelling"]](list)  # those that have this one among their children
     _late = Later[list[Intent]](list)
     _inbox = Later[list[tuple[Optional[int], Optional[Event]]]](list)
-    # What must happen once, or be had by one at a time. A dict, because its `pop` and `setdefault` are atomic.
-    _once = Later[dict[str, Any]](lambda: {"follow": True, "work": True})
+    _once = Later[dict[str, Any]](dict)  # whose turn it is, and the like: its `setdefault` is atomic
 
     def __init__(self, run: BaseRun, intent: Asked, struck: Sequence[Call] = ()) -> None:
         self.run = run
@@ -124,23 +124,6 @@ class Cancelling:
             elif not call.gate.locked():
                 call.close_idle()
 
-    def first_pending(self) -> Optional[Call]:
-        """A call that has not left yet and is worth waiting for; None also where there are remote runs to see to."""
-        # In one piece: it is run cold, and the thread that was interrupted waits for it.
-        if self.run.remote is not None:
-            return None
-        here, thread, found = current_call.get(), threading.get_ident(), None
-        for call in self.calls.values():
-            if not call.left.done:
-                if call is here or (call.thread == thread and not call.in_task and call.is_inside()):
-                    return None
-                found = call
-        if self._children:
-            if self.has_remotes() or stuck(self):
-                return None
-            found = found or next(filter(None, (child.first_pending() for child in self._children)), None)
-        return found
-
     def has_remotes(self) -> bool:
         """Whether there are remote runs to be cancelled, here or in a child."""
         return self.run.remote is not None or any(child.has_remotes() for child in self._children)
@@ -150,15 +133,29 @@ class Cancelling:
 
         `policy` is that of this cancel, where the canceller gave one.
         """
-        if self._once.pop("follow", None) is None:
-            return
-        self.follower = threading.get_ident()
+        mine = object()
         try:
-            self._follow(policy)
-        finally:
-            self.follower = None
+            if self._once.setdefault("follower", mine) is mine:
+                self.follower = threading.get_ident()
+                self._follow(policy)
+                self.follower = None
+        except BaseException as error:
+            if self._once.get("follower") is mine:
+                self.follower = None
+                del self._once["follower"]  # for whoever comes next
+                if not isinstance(error, Exception) and not self._redone:  # Ctrl-C, say: it is done all the same
+                    self._redone = True
+                    self.follow(policy)
+            raise
 
     def _follow(self, policy: Optional[CancelPolicy]) -> None:
+        if not self._begun:
+            self._begin(policy)
+        for call in list(self.calls.values()):
+            call.left.notify(self._left(call))
+        self._work()
+
+    def _begin(self, policy: Optional[CancelPolicy]) -> None:
         self._policy = policy
         if self.run.registry.keeper is not None:
             self.run.registry.keeper.cancelled(self)
@@ -169,13 +166,10 @@ class Cancelling:
             if call.finished:
                 self._inbox.append((call.id, CallFinished(at=time.monotonic())))
             self._inbox.append((call.id, CancelRequested(at=self.intent.at, intent=self.intent)))
-        if self.run.remote is not None:
+        if self.run.remote is not None and self._chase is None:
             self._chase_remote(self.run.remote)
         self._context = telling.requested(self.run, self.intent)
         self._begun = True
-        for call in list(self.calls.values()):
-            call.left.notify(self._left(call))
-        self._work()
 
     def _chase_remote(self, remote: Remote) -> None:
         policy = self.run.registry.policy_for(self.run, self._policy)
@@ -283,6 +277,8 @@ class Cancelling:
 
     def _tell_all(self, event: Event) -> None:
         for number in list(self._machines):
+            if self.calls[number].left.is_set():  # whose word was lost, if Ctrl-C came just then
+                self._left(self.calls[number])()
             self._inbox.append((number, event))
         self._work()
 
@@ -308,17 +304,20 @@ class Cancelling:
 
     def _work(self) -> None:
         while True:
-            if self._once.pop("work", None) is None:
-                return
+            mine = object()
             try:
+                if self._once.setdefault("worker", mine) is not mine:
+                    return
                 while self._inbox:
-                    number, event = self._inbox.pop(0)
+                    number, event = self._inbox[0]
                     if number in self._machines and event is not None:
                         self._machines[number], effects = step(self._machines[number], event)
                         self._perform(number, effects)
+                    del self._inbox[0]  # not before: where Ctrl-C breaks this off, whoever comes next finds it there
                 self._settle()
             finally:
-                self._once["work"] = True
+                if self._once.get("worker") is mine:
+                    del self._once["worker"]
             if not self._inbox:
                 return
 
@@ -339,7 +338,8 @@ class Cancelling:
             return
         unconfirmed = {n for n, machine in self._machines.items() if machine.outcome is Outcome.UNCONFIRMED}
         if self._final is not None and (self._final.outcome is not Outcome.UNCONFIRMED or self._still_unconfirmed()):
-            return  # nothing new
+            self.done.set()  # nothing new; but Ctrl-C may have come before that
+            return
         self._settled_at = time.monotonic()
         receipt = self.snapshot()
         if unconfirmed and self._timeout_receipt is None:

@@ -75,7 +75,6 @@ class Registry:
         self.http_clients: weakref.WeakSet[Any] = weakref.WeakSet()
         self.channels: weakref.WeakSet[Any] = weakref.WeakSet()  # of the client and its copies
         self.home: Callable[[], Any] = lambda: None  # the client that had the runs first; None: it is gone
-        self._watchers: list[Callable[[BaseRun, CancelReceipt], Any]] = []
         REGISTRIES.add(self)
         for tell in TOLD:
             tell()
@@ -369,11 +368,9 @@ class Registry:
         return UNKEPT if self.keeper is None else self.keeper.keeping(run)
 
     def settled(self, run: BaseRun, receipt: CancelReceipt) -> None:
-        """A cancel has an outcome: tell whoever watches."""
+        """A cancel has an outcome."""
         if self.keeper is not None:
             self.keeper.settled(run, receipt)
-        for watcher in self._watchers:
-            watcher(run, receipt)
 
     def cancel_all_soon(self, **facts: Any) -> list[Cancelling]:
         """Close every fence and start every abort. Never blocks."""

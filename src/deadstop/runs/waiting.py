@@ -146,7 +146,24 @@ def goals(cancelling: Cancelling, level: Level) -> Iterator[Completion]:
 
 def first_wait(cancelling: Cancelling, asked: Wish) -> Optional[Call]:
     """The call to wait for at once; None if there is none that may be waited for, or there is more to be done."""
-    return cancelling.first_pending() if asked.level is None or asked.level is Level.CONFIRMED else None
+    return _first_pending(cancelling) if asked.level is None or asked.level is Level.CONFIRMED else None
+
+
+def _first_pending(cancelling: Cancelling) -> Optional[Call]:
+    # A call that has not left yet and is worth waiting for. In one piece: the thread that was interrupted waits for it.
+    if cancelling.run.remote is not None:
+        return None
+    here, thread, found = current_call.get(), threading.get_ident(), None
+    for call in cancelling.calls.values():
+        if not call.left.done:
+            if call is here or (call.thread == thread and not call.in_task and call.is_inside()):
+                return None
+            found = call
+    if cancelling._children:
+        if cancelling.has_remotes() or stuck(cancelling):
+            return None
+        found = found or next(filter(None, (_first_pending(child) for child in cancelling._children)), None)
+    return found
 
 
 def next_wait(cancelling: Cancelling, asked: Terms) -> float:
