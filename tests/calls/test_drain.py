@@ -108,8 +108,11 @@ def test_a_call_that_is_streamed_inside_tells_its_usage(world: Any, client: Any,
     assert receipt.usage["completion_tokens"] == server.requests[0].tokens_generated == 100
 
 
-def test_the_connection_of_a_drained_stream_serves_the_next_call(world: Any, client: Any, server: FakeOpenAI) -> None:
+def test_the_connection_of_a_drained_stream_serves_the_next_call(
+    world: Any, client: Any, server: FakeOpenAI, monkeypatch: Any
+) -> None:
     """What was read to its end leaves nothing behind: no connection, and no call."""
+    monkeypatch.setattr("deadstop.calls.streamed.LINGER", PATIENCE)  # a server may be held up
     for name in ("a", "b", "c"):
         calling = world.start(world.create, client, name, max_tokens=20)
         until_read(client, name)
