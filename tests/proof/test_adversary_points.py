@@ -14,7 +14,7 @@ import pytest
 from worlds import CHAT, PATIENCE, Threads, until
 
 import deadstop
-from deadstop import RunCancelledError
+from deadstop import CancelPolicy, RunCancelledError
 from deadstop.testing import FakeOpenAI, faults
 
 NEVER = 1 << 40
@@ -23,7 +23,7 @@ SHAPES = ("plain in a scope", "stream in a scope", "stream")
 STEP = 197
 """Every so many lines a cancel, for threads: all of them take minutes. A prime, so that no loop is in step with it."""
 
-STEP_OF_CANCEL = 7
+STEP_OF_CANCEL = 11
 """The same for the lines of a cancel, which are fewer."""
 
 
@@ -112,32 +112,46 @@ def test_at_every_line_of_a_threads_call(server: FakeOpenAI, shape: str) -> None
 
 
 @pytest.mark.skipif(sys.gettrace() is not None, reason="somebody else is tracing")
-def test_ctrl_c_at_any_line_of_a_canceller(server: FakeOpenAI) -> None:
-    """I1, I6: a cancel that Ctrl-C broke off is not half done for good: whoever cancels next has it confirmed."""
+@pytest.mark.parametrize("how", ["cancel", "cancel_soon"])
+@pytest.mark.parametrize("shape", ["plain", "with a policy", "with a callback", "with a child"])
+def test_ctrl_c_at_any_line_of_a_canceller(server: FakeOpenAI, shape: str, how: str) -> None:
+    """I1, I2, I6: a cancel that Ctrl-C broke off has no false receipt, and is not half done for good: whoever cancels
+    next has it confirmed."""
     client = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0)
     client.chat.completions.create(**CHAT)
     server.add(faults.LostHeaders())
+    policy = CancelPolicy(timeout=PATIENCE) if shape == "with a policy" else None
 
     def leave() -> None:
         raise KeyboardInterrupt
 
     def cancel(at: int) -> Lines:
         def call() -> Any:
-            with client.runs.open(f"r{at}", streamed_inside=False):
+            with client.runs.open(f"r{at}", streamed_inside=False, policy=policy) as run:
+                if shape == "with a callback":
+                    run.on_cancel(lambda _: None)
+                if shape == "with a child":
+                    with client.runs.open(f"child {at}", streamed_inside=False):
+                        return client.chat.completions.create(**{**CHAT, "model": f"m{at}"})
                 return client.chat.completions.create(**{**CHAT, "model": f"m{at}"})
+
+        def counted(receipt: Any) -> int:
+            return sum(len(each.calls) for each in (receipt, *receipt.children))
 
         calling = Threads().start(call)
         server.wait_for(lambda seen: seen[-1].model == f"m{at}" and seen[-1].received_at is not None)
         run = client.runs.get(f"r{at}")
         with Lines(at, leave) as lines, contextlib.suppress(KeyboardInterrupt):
-            client.runs.cancel(run)
+            getattr(run, how)()
+        where = f"left at line {at}, {lines.fired_in}"
+        assert run.receipt is None or counted(run.receipt) == 1, where
         receipt = client.runs.cancel(run, timeout=PATIENCE)
-        assert (receipt.outcome, len(receipt.calls)) == ("cancelled", 1), f"left at line {at}, {lines.fired_in}"
-        assert isinstance(calling.failure(), RunCancelledError)
+        assert (receipt.outcome, counted(receipt)) == ("cancelled", 1), where
+        assert isinstance(calling.failure(), RunCancelledError), where
         return lines
 
     last = cancel(NEVER).count
-    assert last > 300
+    assert last > 150
     for at in range(1, last, STEP_OF_CANCEL):
         cancel(at)
     assert nothing_left(client)

@@ -323,3 +323,57 @@ def test_who_was_hit_needs_nothing_more_of_the_canceller(client: Any, server: Fa
         go_on.set()
         assert first.result().later == (("second", None),)
     assert len(server.requests) == 1
+
+
+def test_what_begins_while_the_canceller_looks_is_on_the_receipt(
+    client: Any, server: FakeOpenAI, monkeypatch: Any
+) -> None:
+    """A call that begins between the look at the calls and the flag, and is free before the books are begun."""
+    free = threading.Event()
+
+    def strike(*args: Any) -> Any:
+        free.wait(PATIENCE)
+        return strike_run(*args)
+
+    monkeypatch.setattr("deadstop.runs.blocking.strike", strike)
+    with client.runs.open("r") as run:
+        pending = [stalled(client, server, contextvars.copy_context())]
+        run.once = held = _Held()
+        canceller = threads.start(run.cancel)
+        assert held.first.wait(PATIENCE)
+        pending.append(stalled(client, server, contextvars.copy_context()))
+        held.go_on.set()
+        assert [type(each.failure()) for each in pending] == [RunCancelledError] * 2
+        free.set()
+        assert len(canceller.result().calls) == 2
+
+
+def test_a_child_that_is_opened_while_the_canceller_looks_is_fenced_at_once(
+    client: Any, server: FakeOpenAI, monkeypatch: Any
+) -> None:
+    """I4, I15: the canceller does not look away before the fence of all that is below is closed."""
+    said: list[bool] = []
+
+    class Never:
+        def acquire(self, *_: Any) -> None:
+            said.append(client.runs.get("child").cancelled)
+
+    monkeypatch.setattr("deadstop.runs.blocking.NEVER", Never())
+
+    def child() -> Any:
+        with client.runs.open("child"):
+            return threads.create(client)
+
+    with client.runs.open("r") as run:
+        pending = stalled(client, server, contextvars.copy_context())
+        run.once = held = _Held()
+        canceller = threads.start(run.cancel)
+        assert held.first.wait(PATIENCE)
+        server.add(faults.LostHeaders(), times=1)
+        below = threads.start(contextvars.copy_context().run, child)
+        server.wait_for(lambda requests: len(requests) == 2 and requests[1].received_at is not None)
+        held.go_on.set()
+        receipt = canceller.result()
+        assert all(said)
+        assert (len(receipt.calls), len(receipt.children[0].calls)) == (1, 1)
+        assert [type(each.failure()) for each in (pending, below)] == [RunCancelledError] * 2

@@ -12,7 +12,7 @@ from typing import Any, Callable, Optional
 
 import anyio
 
-__all__ = ["Loop", "asked_of", "miscounted", "who_runs"]
+__all__ = ["Loop", "asked_of", "miscounted", "stands_in", "who_runs"]
 
 
 class Loop:
@@ -157,6 +157,14 @@ def who_runs(in_task: bool = True) -> tuple[int, int]:
         except RuntimeError:  # in none
             pass
     return threading.get_ident(), id(task)
+
+
+def stands_in(thread: int, function: Any) -> bool:
+    """Whether that thread is in the midst of `function`, a Python function or method."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None and frame.f_code is not function.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 def asked_of(task: Any) -> int:

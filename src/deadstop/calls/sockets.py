@@ -9,15 +9,13 @@ from asyncio import trsock
 from typing import Any, Optional
 
 from deadstop.calls.call import Call
+from deadstop.calls.loops import stands_in
 from deadstop.calls.multiplexed import PREFACE
 from deadstop.core.model import Phase
 
 __all__ = ["Owned", "shut_down"]
 
 BOTH = socket.SHUT_RDWR
-
-STRIKE_TRIES = 20_000
-"""How often somebody who is shutting a socket down is looked for: for two seconds at least."""
 
 _process = object()
 """Another one in a forked child. Asking the system for the process's number takes longer than all the rest."""
@@ -102,11 +100,12 @@ class Owned:
         """
         pause, me = threading.Lock(), threading.get_ident()
         pause.acquire()
-        for _ in range(STRIKE_TRIES):
-            if all(each == me for each in list(self._strikers)) or self._process is not _process:
+        while self._process is _process:
+            others = [each for each in list(self._strikers) if each != me]
+            if not others:
                 return
-            pause.acquire(timeout=0.0001)
-        self._strikers.clear()  # it was broken off at the very end, as by Ctrl-C, and is gone
+            if not pause.acquire(timeout=0.0001) and not any(stands_in(each, Owned.interrupt) for each in others):
+                self._strikers.clear()  # broken off at the very end, as by Ctrl-C
 
     def interrupt(self, call: Call) -> bool:
         """Shut the socket down if `call` is using it. Whether it was. Never blocks; any thread."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from deadstop.calls.call import Call
 from deadstop.calls.completion import Completion
+from deadstop.calls.loops import stands_in
 from deadstop.core.machine import (
     CallFinished,
     CallLeft,
@@ -166,7 +167,7 @@ class Cancelling:
             if call.finished:
                 self._inbox.append((call.id, CallFinished(at=time.monotonic())))
             self._inbox.append((call.id, CancelRequested(at=self.intent.at, intent=self.intent)))
-        if self.run.remote is not None and self._chase is None:
+        if self.run.remote is not None and "chase" not in self._once:
             self._chase_remote(self.run.remote)
         self._context = telling.requested(self.run, self.intent)
         self._begun = True
@@ -179,6 +180,7 @@ class Cancelling:
         # Elsewhere: a signal handler may have come by on top of anything.
         if not remote.channel.spawn(lambda: chase.begin(self.intent)):
             chase.begin(self.intent)
+        self._once["chase"] = True  # is under way
 
     def _caught(self, chase: Chase) -> None:
         registry = self.run.registry
@@ -276,6 +278,9 @@ class Cancelling:
         return tell
 
     def _tell_all(self, event: Event) -> None:
+        worker = self._once.get("worker")
+        if worker is not None and not stands_in(worker[0], self._work):  # broken off at its very end
+            self._once.pop("worker", None)
         for number in list(self._machines):
             if self.calls[number].left.is_set():  # whose word was lost, if Ctrl-C came just then
                 self._left(self.calls[number])()
@@ -304,9 +309,10 @@ class Cancelling:
 
     def _work(self) -> None:
         while True:
-            mine = object()
+            once, mine, whose = self._once, [threading.get_ident()], None
             try:
-                if self._once.setdefault("worker", mine) is not mine:
+                whose = once.setdefault("worker", mine)
+                if whose is not mine:
                     return
                 while self._inbox:
                     number, event = self._inbox[0]
@@ -316,8 +322,8 @@ class Cancelling:
                     del self._inbox[0]  # not before: where Ctrl-C breaks this off, whoever comes next finds it there
                 self._settle()
             finally:
-                if self._once.get("worker") is mine:
-                    del self._once["worker"]
+                if whose is mine or (whose is None and once.get("worker") is mine):  # Ctrl-C comes after calls: no call
+                    del once["worker"]
             if not self._inbox:
                 return
 
@@ -331,6 +337,8 @@ class Cancelling:
 
     def _settle(self) -> None:
         if not self._begun or any(not each.done.is_set() for each in list(self._children)):
+            return
+        if not self.run.cancelled and not self.finished_before:  # its fence is still to be closed
             return
         if any(not machine.ended for machine in self._machines.values()):
             return

@@ -36,7 +36,10 @@ def hit(run: BaseRun, wanted: Wanted, asked: Wish, here: Optional[Loop] = None) 
     if run.once.setdefault("asked", (wanted, calls))[0] is not wanted:
         return ()
     run.cancelled = True
-    for call in list(run.calls.values()):  # again: one may have begun meanwhile
+    if run.children:  # one was opened meanwhile
+        return ()
+    calls += [call for call in list(run.calls.values()) if call not in calls]  # and so may calls have begun
+    for call in calls:
         call.canceller = call.canceller or run
         call.cancelled = True
     for call in calls:
@@ -53,21 +56,26 @@ def strike(
     does. It does not even build the intent: it gives what makes it. `struck`: what was hit already.
     """
     try:
-        cancelling = _close_fence(run, intent, asked)
+        cancelling = _close_fence(run, intent, asked, struck)
         cancelling.interrupt(here, struck)
         if run.callbacks or run.children:
             _call_back_all(run)
     except BaseException:  # a callback, or a signal handler, means to leave: there is no result to follow
-        if run.cancelling is not None:
-            run.cancelling.follow(asked and asked.policy)
+        # From the start, so that no fence is left half closed. Should that be broken off, too, nothing is settled, and
+        # whoever cancels next does it.
+        cancelling = _close_fence(run, intent, asked, struck, again=True)
+        cancelling.interrupt(here)
+        cancelling.follow(asked and asked.policy)
         raise
     return cancelling
 
 
-def _close_fence(run: BaseRun, intent: Asked, asked: Optional[Wish]) -> Cancelling:
+def _close_fence(
+    run: BaseRun, intent: Asked, asked: Optional[Wish], struck: Sequence[Call] = (), again: bool = False
+) -> Cancelling:
     first, _ = run.once.setdefault("asked", (intent, ()))
     cancelling: Any = run.cancelling
-    if first is not intent:
+    if first is not intent and not again:
         cancelling.join(intent)
     if not cancelling.finished_before:
         # Whatever may have a policy: without any, and no setting for it, nothing is drained.
@@ -78,19 +86,21 @@ def _close_fence(run: BaseRun, intent: Asked, asked: Optional[Wish]) -> Cancelli
         # Also by whoever comes second: the first may have been held up just here.
         run.cancelled = True
         # Flags first, all the way down: nothing may pass while the interruptions are on their way.
-        for call in list(run.calls.values()):
+        for call in (*struck, *list(run.calls.values())):
             call.canceller = call.canceller or run
             cancelling.calls.setdefault(call.id, call)
             call.cancelled = True
         for child in list(run.children.values()) if run.children else ():
-            if not child.cancelled:
-                child.struck_by = run
-                cancelling.add_child(_close_fence(child, child.intent_of(cancelling.intent), asked))
+            missed = child.struck_by is run and child.cancelling not in cancelling._children
+            if missed or not child.cancelled:
+                child.struck_by, before = run, child.cancelled
+                below = child.intent_of(cancelling.intent)
+                cancelling.add_child(_close_fence(child, below, asked, again=before))
             elif child.remote is not None:
-                before: Any = child.cancelling
-                if first is intent:
-                    before.again(child.intent_of(cancelling.intent))
-                cancelling.add_child(before)
+                theirs: Any = child.cancelling
+                if first is intent and not again:
+                    theirs.again(child.intent_of(cancelling.intent))
+                cancelling.add_child(theirs)
     return cancelling  # type: ignore[no-any-return]
 
 
