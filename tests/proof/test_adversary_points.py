@@ -14,7 +14,7 @@ import pytest
 from worlds import CHAT, PATIENCE, Threads, until
 
 import deadstop
-from deadstop import CancelPolicy, RunCancelledError
+from deadstop import CancelPolicy, RunCancelledError, telemetry
 from deadstop.testing import FakeOpenAI, faults
 
 NEVER = 1 << 40
@@ -121,6 +121,7 @@ def test_ctrl_c_at_any_line_of_a_canceller(server: FakeOpenAI, shape: str, how: 
     client.chat.completions.create(**CHAT)
     server.add(faults.LostHeaders())
     policy = CancelPolicy(timeout=PATIENCE) if shape == "with a policy" else None
+    undo = telemetry.add_hook(lambda _: None)
 
     def leave() -> None:
         raise KeyboardInterrupt
@@ -154,6 +155,8 @@ def test_ctrl_c_at_any_line_of_a_canceller(server: FakeOpenAI, shape: str, how: 
     assert last > 150
     for at in range(1, last, STEP_OF_CANCEL):
         cancel(at)
+    undo()
+    assert telemetry.flush(PATIENCE), "what is told has come to a stop"
     assert nothing_left(client)
     client.close()
 

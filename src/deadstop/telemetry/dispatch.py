@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _thread
 import atexit
+import contextlib
 import logging
 import os
 import sys
@@ -155,16 +156,14 @@ def _submit(work: Callable[[], Any]) -> None:
         _registered.append(None)
         atexit.register(_at_exit)
     _queue.append(work)
-    if _turn.acquire(blocking=False):
-        try:
-            # `threading.Thread.start` would take locks of its own.
+    if not _turn.locked():  # taken by the thread itself: Ctrl-C may come by here, and would leave it locked for good
+        # `threading.Thread.start` would take locks of its own.
+        with contextlib.suppress(RuntimeError):  # the interpreter is shutting down, or there are no more threads
             _thread.start_new_thread(_work, ())
-        except RuntimeError:  # the interpreter is shutting down, or there are no more threads to be had
-            _turn.release()
 
 
 def _work() -> None:
-    while True:
+    while _queue and _turn.acquire(blocking=False):
         try:
             while _queue:
                 _queue.popleft()()
@@ -172,8 +171,6 @@ def _work() -> None:
             pass
         finally:
             _turn.release()
-        if not _queue or not _turn.acquire(blocking=False):
-            return
 
 
 def _at_exit() -> None:
