@@ -122,6 +122,7 @@ def test_ctrl_c_at_any_line_of_a_canceller(server: FakeOpenAI, shape: str, how: 
     server.add(faults.LostHeaders())
     policy = CancelPolicy(timeout=PATIENCE) if shape == "with a policy" else None
     undo = telemetry.add_hook(lambda _: None)
+    called: list[Any] = []
 
     def leave() -> None:
         raise KeyboardInterrupt
@@ -130,7 +131,7 @@ def test_ctrl_c_at_any_line_of_a_canceller(server: FakeOpenAI, shape: str, how: 
         def call() -> Any:
             with client.runs.open(f"r{at}", streamed_inside=False, policy=policy) as run:
                 if shape == "with a callback":
-                    run.on_cancel(lambda _: None)
+                    run.on_cancel(called.append)
                 if shape == "with a child":
                     with client.runs.open(f"child {at}", streamed_inside=False):
                         return client.chat.completions.create(**{**CHAT, "model": f"m{at}"})
@@ -139,6 +140,7 @@ def test_ctrl_c_at_any_line_of_a_canceller(server: FakeOpenAI, shape: str, how: 
         def counted(receipt: Any) -> int:
             return sum(len(each.calls) for each in (receipt, *receipt.children))
 
+        called.clear()
         calling = Threads().start(call)
         server.wait_for(lambda seen: seen[-1].model == f"m{at}" and seen[-1].received_at is not None)
         run = client.runs.get(f"r{at}")
@@ -146,9 +148,12 @@ def test_ctrl_c_at_any_line_of_a_canceller(server: FakeOpenAI, shape: str, how: 
             getattr(run, how)()
         where = f"left at line {at}, {lines.fired_in}"
         assert run.receipt is None or counted(run.receipt) == 1, where
+        if run.cancelled and os.path.join("runs", "run.py") not in lines.fired_in:  # taken, not yet called
+            assert len(called) == (shape == "with a callback"), where
         receipt = client.runs.cancel(run, timeout=PATIENCE)
         assert (receipt.outcome, counted(receipt)) == ("cancelled", 1), where
         assert isinstance(calling.failure(), RunCancelledError), where
+        assert len(called) <= 1, where
         return lines
 
     last = cancel(NEVER).count

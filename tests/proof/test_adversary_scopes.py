@@ -300,16 +300,24 @@ def test_whoever_joins_a_cancel_finds_the_fence_closed(client: Any, server: Fake
         pending.wait()
 
 
-def test_who_was_hit_needs_nothing_more_of_the_canceller(client: Any, server: FakeOpenAI, monkeypatch: Any) -> None:
-    """I2, I10, I15: the canceller is held up once it has interrupted. The caller knows why, nothing more begins, and
-    somebody else's cancel has all of it on its receipt."""
-    go_on = threading.Event()
+@pytest.fixture
+def go_on(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """A canceller that has interrupted is held up until this is set, before it begins with its books."""
+    event = threading.Event()
 
     def strike(*args: Any) -> Any:
-        go_on.wait(PATIENCE)
+        event.wait(PATIENCE)
         return strike_run(*args)
 
     monkeypatch.setattr("deadstop.runs.blocking.strike", strike)
+    return event
+
+
+def test_who_was_hit_needs_nothing_more_of_the_canceller(
+    client: Any, server: FakeOpenAI, go_on: threading.Event
+) -> None:
+    """I2, I10, I15: the canceller is held up once it has interrupted. The caller knows why, nothing more begins, and
+    somebody else's cancel has all of it on its receipt."""
     with client.runs.open("r") as run:
         pending = stalled(client, server, contextvars.copy_context())
         first = threads.start(run.cancel, reason="first", actor="ann")
@@ -326,16 +334,9 @@ def test_who_was_hit_needs_nothing_more_of_the_canceller(client: Any, server: Fa
 
 
 def test_what_begins_while_the_canceller_looks_is_on_the_receipt(
-    client: Any, server: FakeOpenAI, monkeypatch: Any
+    client: Any, server: FakeOpenAI, go_on: threading.Event
 ) -> None:
     """A call that begins between the look at the calls and the flag, and is free before the books are begun."""
-    free = threading.Event()
-
-    def strike(*args: Any) -> Any:
-        free.wait(PATIENCE)
-        return strike_run(*args)
-
-    monkeypatch.setattr("deadstop.runs.blocking.strike", strike)
     with client.runs.open("r") as run:
         pending = [stalled(client, server, contextvars.copy_context())]
         run.once = held = _Held()
@@ -344,7 +345,7 @@ def test_what_begins_while_the_canceller_looks_is_on_the_receipt(
         pending.append(stalled(client, server, contextvars.copy_context()))
         held.go_on.set()
         assert [type(each.failure()) for each in pending] == [RunCancelledError] * 2
-        free.set()
+        go_on.set()
         assert len(canceller.result().calls) == 2
 
 

@@ -322,7 +322,7 @@ class Cancelling:
                     del self._inbox[0]  # not before: where Ctrl-C breaks this off, whoever comes next finds it there
                 self._settle()
             finally:
-                if whose is mine or (whose is None and once.get("worker") is mine):  # Ctrl-C comes after calls: no call
+                if whose is mine or (whose is None and once.get("worker") is mine):  # Ctrl-C comes where one calls
                     del once["worker"]
             if not self._inbox:
                 return

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from deadstop.calls.call import Call
 from deadstop.runs import settings
 from deadstop.runs.draining import arrange
-from deadstop.runs.waiting import ANY, Wanted, Wish
+from deadstop.runs.waiting import Wanted, Wish
 
 if TYPE_CHECKING:
     from deadstop.calls.loops import Loop
@@ -65,7 +65,10 @@ def strike(
         # whoever cancels next does it.
         cancelling = _close_fence(run, intent, asked, struck, again=True)
         cancelling.interrupt(here)
-        cancelling.follow(asked and asked.policy)
+        try:
+            _call_back_all(run)
+        finally:
+            cancelling.follow(asked and asked.policy)
         raise
     return cancelling
 
@@ -79,8 +82,7 @@ def _close_fence(
         cancelling.join(intent)
     if not cancelling.finished_before:
         # Whatever may have a policy: without any, and no setting for it, nothing is drained.
-        own = None if asked is ANY or asked is None else asked.policy
-        may = own or run.policy or run.parent or run.registry.policy
+        may = (asked and asked.policy) or run.policy or run.parent or run.registry.policy
         if may is not None or len(settings.SETTINGS) != settings.others:
             arrange(run, list(run.calls.values()), asked)
         # Also by whoever comes second: the first may have been held up just here.
