@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any, Callable, Optional
 
 from deadstop.calls.call import Call, Interruption
+from deadstop.cli.forks import give_back
 from deadstop.cli.script import ScriptError, prepare, show
 from deadstop.cli.wake import Wake
 from deadstop.clients.adopted import fall_back_on
@@ -79,7 +80,6 @@ class Supervisor:
         self._finishing = False  # the script's main thread is done, and waits for the others
         self._over = False
         self._settled = threading.Event()
-        self._process = os.getpid()
         self._before: dict[int, Any] = {}  # what signals did before they were ours
 
     def run(self, body: Callable[[], None]) -> int:
@@ -87,6 +87,7 @@ class Supervisor:
         for number in SIGNALS:
             if signal.getsignal(number) is not signal.SIG_IGN:  # as with nohup
                 self._before[number] = signal.signal(number, self._handle)
+        give_back(self._handle, self._before)
         # With the first client: a thread more is not for a script that has nothing to cancel, and may fork.
         if hasattr(signal, "SIGURG"):  # not on Windows
             TOLD.append(Wake(SIGNALS).start)
@@ -115,9 +116,6 @@ class Supervisor:
     # In the main thread, on top of whatever it does. Takes no lock, and never waits.
 
     def _handle(self, number: int, frame: Optional[FrameType]) -> None:
-        if os.getpid() != self._process:
-            self._pass_on(number, frame)
-            return
         if self._nudged:
             self._nudged = False
             self._leave()
@@ -137,15 +135,6 @@ class Supervisor:
         _thread.start_new_thread(self._see_through, (started, handling))
         if not started:
             self._stop()
-
-    def _pass_on(self, number: int, frame: Optional[FrameType]) -> None:
-        """In a forked child, a worker of a pool for one: the runs that it knows are its parent's, and go on."""
-        before = self._before[number]
-        if callable(before):
-            before(number, frame)
-            return
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
 
     def _leave(self) -> None:
         if self._over:
