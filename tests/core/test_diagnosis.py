@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -77,7 +79,11 @@ CASES = [
     ("pool_wait", remote(SILENT, pool_wait=2.0, elapsed=3.0)),
     ("network_loss", remote(REUSED)),
     ("network_loss", remote(SILENT, connection_lost=True)),
-    ("network_loss", remote(REUSED, HURRIED)),
+    ("network_loss", remote(REUSED, HURRIED, deadline=3.01)),
+    ("network_loss", remote(REUSED, HURRIED, deadline=3.0105)),
+    ("connect", remote(REUSED, HURRIED, deadline=9.0)),
+    ("server_slow", remote(REUSED, replace(HURRIED, ended=4.6), deadline=4.5)),
+    ("connect", remote(HURRIED, deadline=3.01)),
     ("rate_limited", remote(answered(429))),
     ("server_overloaded", remote(answered(503))),
     ("server_overloaded", remote(answered(503), SILENT)),

@@ -10,6 +10,7 @@ import heapq
 import itertools
 import random
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Callable, Optional
 
 from deadstop.calls.errand import Result
@@ -83,7 +84,7 @@ class Wire:
 
     def send(
         self, request: Request, number: int, timeout: float, left: Callable[[], None], done: Callable[[Result], None]
-    ) -> Callable[[], None]:
+    ) -> SimpleNamespace:
         began, ended = self.clock.now(), [False]
         self.requests.append((began, request))
         cancel = request.method == "POST"
@@ -105,12 +106,16 @@ class Wire:
         def abandon() -> None:  # takes effect when whoever is at it notices
             self.clock.at(self.clock.now() + 0.02, lambda: end(None, None, None, True, "abandoned"))
 
+        def so_far() -> Result:
+            return Result(Attempt(number, began, self.clock.now(), connect=0.001, error="under way"))
+
+        out = SimpleNamespace(abandon=abandon, so_far=so_far)
         loses = self.draw.random() if self.fault == "loses" else 1.0
         self.clock.at(began + timeout, lambda: end(None, None, None, loses > 0.3, "timed out"))
         if loses < 0.3:
             if loses < 0.15:
                 self.clock.at(began + there, lambda: end(None, None, None, False, "refused"))
-            return abandon
+            return out
         self.clock.at(began + there / 2, left)
 
         def arrive() -> None:
@@ -119,7 +124,7 @@ class Wire:
                 self.clock.at(self.clock.now() + back, lambda: self._deliver(end, *answer))
 
         self.clock.at(began + there, arrive)
-        return abandon
+        return out
 
     def _deliver(self, end: Any, status: int, data: Any, wait: Optional[float]) -> None:
         if isinstance(data, dict) and "status" in data:

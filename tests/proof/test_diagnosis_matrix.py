@@ -25,29 +25,31 @@ PEM = Path(__file__).resolve().parents[1] / "testing" / "localhost.pem"
 POLICY = CancelPolicy(timeout=1.2, attempt_timeout=0.4, give_up=0, recheck=0, on_timeout="return")
 WORLDS = ("threads", "asyncio")
 ROUNDS = 1
+SHORT = POLICY.replace(timeout=0.5, attempt_timeout=3.0)
+"""Over before its first attempt is."""
 
 
 class Stage:
     """A world, a server, a client, and the cancel that goes wrong."""
 
-    def __init__(self, world: Any, server: FakeOpenAI, clean: contextlib.ExitStack) -> None:
-        self.world, self.server, self.clean = world, server, clean
+    def __init__(self, world: Any, server: FakeOpenAI, clean: contextlib.ExitStack, policy: CancelPolicy) -> None:
+        self.world, self.server, self.clean, self.policy = world, server, clean, policy
         self.client = self.client_at(server.base_url)
 
     def client_at(self, url: str, **options: Any) -> Any:
         client = self.world.client(url, max_retries=0, **options)
-        client.runs.policy = POLICY
+        client.runs.policy = self.policy
         self.clean.callback(self.world.close, client)
         return client
 
     def cancel(self, target: Any = "scope", client: Any = None, **options: Any) -> Any:
         return self.world.run((client or self.client).runs.cancel, target, **options).diagnosis
 
-    def started(self, fault: Any, kind: str = "response", path: Any = None) -> Any:
+    def started(self, fault: Any, kind: str = "response", path: Any = None, **options: Any) -> Any:
         """The diagnosis of the cancel of a run that was started properly, on a server with this fault."""
         begin(self.world, self.client, "scope", kind)
         self.server.add(fault, path=path)
-        return self.cancel()
+        return self.cancel(**options)
 
 
 def dns(stage: Stage) -> Any:
@@ -80,10 +82,14 @@ def pool_wait(stage: Stage) -> Any:
     return stage.cancel(f"response:{second['id']}")
 
 
-def network_loss(stage: Stage) -> Any:
+def network_loss(stage: Stage, timeout: float = 0.5) -> Any:
     begin(stage.world, stage.client, "before")
     stage.cancel("before")  # leaves a connection open
-    return stage.started(faults.LostHeaders())
+    return stage.started(faults.LostHeaders(), timeout=timeout)
+
+
+def slow_on_each(stage: Stage) -> Any:
+    return network_loss(stage, timeout=2.0)  # which is for a second attempt of full length, on a new connection
 
 
 def lost_create(stage: Stage) -> Any:
@@ -143,16 +149,19 @@ def with_fault(fault: Any, kind: str = "response", path: Any = None) -> Callable
     return lambda stage: stage.started(fault, kind, path)
 
 
+slow = with_fault(faults.LostHeaders())
+LASTING = (dns, connect, tls, pool_wait, network_loss, slow)
 CASES: dict[str, tuple[str, Callable[[Stage], Any]]] = {
     "name resolution hangs": ("dns", dns),
     "full backlog": ("connect", connect),
     "TLS handshake stalls": ("tls", tls),
     "no connection free": ("pool_wait", pool_wait),
     "silent on an open connection": ("network_loss", network_loss),
+    "silent on that, then on a new one": ("server_slow", slow_on_each),
     "the create's answer is lost": ("network_loss", lost_create),
     "429": ("rate_limited", with_fault(faults.Overloaded(429), path="/cancel")),
     "503": ("server_overloaded", with_fault(faults.Overloaded(503), path="/cancel")),
-    "takes the connection, never answers": ("server_slow", with_fault(faults.LostHeaders())),
+    "takes the connection, never answers": ("server_slow", slow),
     "cancelling for ever": ("server_slow", with_fault(faults.StaysCancelling(None), "thread_run")),
     "200, and goes on": ("server_ignored", with_fault(faults.IgnoresCancel())),
     "409, and goes on": ("server_ignored", with_fault(faults.FalseConflict(409))),
@@ -166,9 +175,9 @@ CASES: dict[str, tuple[str, Callable[[Stage], Any]]] = {
 
 
 @contextlib.contextmanager
-def staged(world: str) -> Iterator[Stage]:
+def staged(world: str, policy: CancelPolicy = POLICY) -> Iterator[Stage]:
     with open_world(world) as one, FakeOpenAI(rate=200, tokens=10_000) as server, contextlib.ExitStack() as clean:
-        yield Stage(one, server, clean)
+        yield Stage(one, server, clean, policy)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -184,6 +193,18 @@ def test_a_fault_leads_to_its_class(world: str, name: str) -> None:
         assert found.evidence
         assert found.cause
         assert found.fix
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if CASES[name][1] in LASTING])
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_cancel_that_is_over_before_its_first_attempt_is_diagnosed_by_that(world: str, name: str) -> None:
+    """A timeout below the attempt's own, as of `cancel(timeout=2)`: the attempt counts, and the receipt has it."""
+    expected, play = CASES[name]
+    with staged(world, SHORT) as stage:
+        found = play(stage)
+        assert found is not None
+        assert found.klass == expected, str(found.evidence)
+        assert "Attempt 1: its time was up" in str(found.evidence)
 
 
 def test_the_docs_publish_what_is_tested() -> None:

@@ -84,13 +84,13 @@ class Errand(Call):
             tell()
 
     def result(self, number: int, answer: Any = None, error: Optional[BaseException] = None) -> Result:
-        """The result, from the HTTP response `answer` or from the `error` it ended with.
+        """The result, from the HTTP response `answer` or from the `error` it ended with; without them, as of now.
 
         An error of the SDK's that carries a response is an answer.
         """
         if answer is None:
             answer = getattr(error, "response", None)
-        phase = self.phase_at_cancel or self.ended_in
+        phase = self.phase_at_cancel or (self.ended_in if self.phase is Phase.ENDED else self.phase)
         facts = {**self.attempt, "number": number, "ended": time.monotonic()}
         facts.setdefault("started", self.started)
         if answer is None:
@@ -104,7 +104,7 @@ class Errand(Call):
 def _in_words(error: Optional[BaseException], timed_out: bool, noted: Optional[str]) -> str:
     if noted is not None and not timed_out:
         return noted
-    if timed_out:
+    if timed_out or error is None:
         return "its time was up"
     cause = getattr(error, "__cause__", None) or error
     return f"{type(cause).__name__}: {cause}"

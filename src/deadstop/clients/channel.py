@@ -48,6 +48,35 @@ def package_of(thing: Any, *names: str) -> Any:
     return None
 
 
+class Outgoing:
+    """A request of ours: to be sent within `timeout` seconds, or under way. Its `errand` is made when it begins."""
+
+    __slots__ = ("abandoned", "due", "errand", "number")
+
+    def __init__(self, number: int, timeout: float) -> None:
+        self.number = number
+        self.due = time.monotonic() + timeout
+        self.errand: Optional[Errand] = None
+        self.abandoned = False
+
+    def begin(self, errand: Errand) -> Errand:
+        """It is under way."""
+        self.errand = errand
+        if self.abandoned:  # in the moment between the look and now
+            errand.interrupt()
+        return errand
+
+    def abandon(self) -> None:
+        """Nobody waits for it any more. Never blocks; any thread."""
+        self.abandoned = True
+        if self.errand is not None:
+            self.errand.interrupt()
+
+    def so_far(self) -> Optional[Result]:
+        """What is known of it while it is under way, as if it ended now. None before it has begun."""
+        return None if self.errand is None else self.errand.result(self.number)
+
+
 class _Channel:
     """What threads' and tasks' channels have in common."""
 
@@ -151,21 +180,19 @@ class Channel(_Channel):
 
     def send(
         self, request: Request, number: int, timeout: float, left: Told, done: Done, may: Optional[May] = None
-    ) -> Callable[[], None]:
+    ) -> Outgoing:
         """Send one request, within `timeout` seconds. Never blocks: `left()` and `done(result)` are called later.
 
-        `may()` is asked just before its first byte leaves. Returns what abandons it.
+        `may()` is asked just before its first byte leaves.
         """
-        state: dict[str, Any] = {"due": time.monotonic() + timeout}
+        out = Outgoing(number, timeout)
 
         def work() -> None:
-            if "abandoned" in state or self.closed:
+            if out.abandoned or self.closed:
                 done(_not_sent(number))
                 return
-            errand = state["errand"] = Errand(request.method, request.path, left, may)
-            timer = timers.at(state["due"], errand.interrupt)
-            if "abandoned" in state:
-                errand.interrupt()
+            errand = out.begin(Errand(request.method, request.path, left, may))
+            timer = timers.at(out.due, errand.interrupt)
             self._begin(errand)
             try:
                 made, options = self._cast(request, timeout) or self._build(request, timeout)
@@ -177,13 +204,8 @@ class Channel(_Channel):
                 timer.stop()
             done(result)
 
-        def abandon() -> None:
-            state["abandoned"] = True
-            if "errand" in state:
-                state["errand"].interrupt()
-
         self._workers.submit(work)
-        return abandon
+        return out
 
     def _build(self, request: Request, timeout: float) -> tuple[Any, dict[str, Any]]:
         build, args, kwargs = self._arguments(request)
@@ -244,22 +266,23 @@ class AsyncChannel(_Channel):
 
     def send(
         self, request: Request, number: int, timeout: float, left: Told, done: Done, may: Optional[May] = None
-    ) -> Callable[[], None]:
+    ) -> Outgoing:
         """Send one request, within `timeout` seconds. Never blocks: `left()` and `done(result)` are called later.
 
-        `may()` is asked just before its first byte leaves. Returns what abandons it.
+        `may()` is asked just before its first byte leaves.
         """
-        state: dict[str, Any] = {"due": time.monotonic() + timeout}
+        out = Outgoing(number, timeout)
         self.come_home()
         loop = self._loop
 
         async def work() -> None:
             result = _not_sent(number, "the event loop is closing")
             try:
-                if "abandoned" in state or self.closed:
+                if out.abandoned or self.closed:
                     result = _not_sent(number)
                 else:
-                    result = await self._send(request, number, timeout, left, may, state)
+                    errand = out.begin(Errand(request.method, request.path, left, may, in_task=True))
+                    result = await self._send(request, out, errand, timeout)
             except BaseException:  # the loop ends its tasks: there is nobody left to send
                 self._loop = None
                 raise
@@ -272,14 +295,9 @@ class AsyncChannel(_Channel):
             self._waiting.append(lambda: self._run(work))
             self._next()
 
-        def abandon() -> None:
-            state["abandoned"] = True
-            if "errand" in state:
-                state["errand"].interrupt()
-
         if loop is None or not loop.call(start):
             done(_not_sent(number, "the event loop is closed"))
-        return abandon
+        return out
 
     def _run(self, work: Any) -> None:
         assert self._loop is not None
@@ -291,20 +309,17 @@ class AsyncChannel(_Channel):
             self._running += 1
             self._waiting.popleft()()
 
-    async def _send(
-        self, request: Request, number: int, timeout: float, left: Told, may: Optional[May], state: dict[str, Any]
-    ) -> Result:
-        errand = state["errand"] = Errand(request.method, request.path, left, may, in_task=True)
+    async def _send(self, request: Request, out: Outgoing, errand: Errand, timeout: float) -> Result:
         self._begin(errand)
         try:
-            with anyio.move_on_after(max(state["due"] - time.monotonic(), 0.0)):
+            with anyio.move_on_after(max(out.due - time.monotonic(), 0.0)):
                 try:
                     made, options = self._cast(request, timeout) or await self._build(request, timeout)
-                    return errand.result(number, await run_concurrent(errand, self._http.send, (made,), options))
+                    return errand.result(out.number, await run_concurrent(errand, self._http.send, (made,), options))
                 except Exception as error:
-                    return errand.result(number, error=error)
+                    return errand.result(out.number, error=error)
             errand.cancelled = True  # its time was up
-            return errand.result(number)
+            return errand.result(out.number)
         finally:
             self._end(errand)
             if self._ended is not None and not self._under_way:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Callable
 
@@ -22,8 +22,13 @@ __all__ = [
     "DiagnosisClass",
     "Explanation",
     "Facts",
+    "cut_short",
     "diagnose",
 ]
+
+
+EARLY = 0.001
+"""How much (seconds) before the deadline what lasts until the deadline may end."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,8 @@ class Facts:
     word for it. ``finished_before`` is the terminal status the run had before the intent, if it had one.
     ``held_back``: the cancel waited in vain for a place within the policy's limits, or for another process's request to
     be over. ``id_known``: there was something to address a cancel to. ``wanted``: the evidence that was asked for,
-    where the server's word, that it is cancelled, is all there is. ``pool_wait`` and ``elapsed`` are seconds.
+    where the server's word, that it is cancelled, is all there is. ``pool_wait`` and ``elapsed`` are seconds,
+    ``deadline`` is one of the clock that the attempts go by.
     """
 
     target: Target = Target.IN_FLIGHT
@@ -58,6 +64,7 @@ class Facts:
     wanted: str | None = None
     pool_wait: float | None = None
     elapsed: float | None = None
+    deadline: float | None = None
 
     @property
     def answer(self) -> int | None:
@@ -224,15 +231,21 @@ RULES: tuple[tuple[DiagnosisClass, Callable[[Facts], str | None]], ...] = (
 )
 
 
+def cut_short(attempt: Attempt, among: Iterable[Attempt], deadline: float | None) -> bool:
+    """Whether the deadline ended an attempt before it could tell anything: another one had more than twice its time."""
+    if deadline is None or attempt.ended is None or not attempt.started <= deadline <= attempt.ended + EARLY:
+        return False
+    had = attempt.ended - attempt.started
+    return any(each.ended is not None and each.ended - each.started > 2 * had for each in among)
+
+
 def _remote(f: Facts) -> bool:
     return f.target is not Target.IN_FLIGHT
 
 
 def _telling(f: Facts) -> Attempt | None:
-    """The last attempt; not one that had a tenth of the time of another, because the deadline was upon it."""
-    lengths = [_length(each, f) or 0.0 for each in f.attempts]
-    found = zip(reversed(f.attempts), reversed(lengths))
-    return next((each for each, length in found if length >= max(lengths) / 10), f.attempts[-1] if f.attempts else None)
+    """The last attempt that came to something."""
+    return next((each for each in reversed(f.attempts) if not cut_short(each, f.attempts, f.deadline)), None)
 
 
 def _length(attempt: Attempt | None, f: Facts) -> float | None:

@@ -17,7 +17,7 @@ from deadstop.calls.clock import REAL, Clock
 from deadstop.calls.completion import Completion
 from deadstop.calls.errand import Result
 from deadstop.core.cancellation import Target
-from deadstop.core.diagnosis import Facts
+from deadstop.core.diagnosis import Facts, cut_short
 from deadstop.core.machine import (
     AbandonWait,
     Answer,
@@ -81,8 +81,8 @@ class Chase:
         self.remote = remote
         self.policy = policy
         self.machine = Cancellation.new(Target.UNBORN if remote.ref is None else Target.REMOTE, poll=policy.poll)
-        self.cancels: list[Attempt] = []
-        self.reads: list[Attempt] = []
+        self.cancels: dict[float, Attempt] = {}  # by number,
+        self.reads: dict[float, Attempt] = {}  # and those without one by when they were begun
         self.left = Completion()  # answers those who wait for `sent`
         self.accepted = Completion()  # `accepted`
         self.done = Completion()  # `confirmed`, or as near as it got
@@ -94,7 +94,7 @@ class Chase:
         self._lock = threading.Lock()
         self._bounds: list[Any] = []  # grace and deadline
         self._timers: list[Any] = []  # the last ones that the machine asked for
-        self.abandon: Callable[[], None] = _nothing
+        self.under_way: Optional[Sending] = None  # or waits for its place
         self._heard: Optional[tuple[RunStatus, Optional[str]]] = None  # what the last answer to a cancel said
         self._hopeless = 0
         self.stopped = False
@@ -136,7 +136,8 @@ class Chase:
         self.stopped = True
         self.remote.leave(self._changed)
         self._stop_timers()
-        self.abandon()
+        if self.under_way is not None:
+            self.under_way.abandon()
 
     def _changed(self, remote: Remote) -> None:
         now = self.clock.now()
@@ -209,7 +210,11 @@ class Chase:
         if self.machine.outcome is not Outcome.UNCONFIRMED:
             self.remote.leave(self._changed)
         self._stop_timers()
-        self.abandon()
+        out = self.under_way
+        if out is not None:
+            if self.machine.outcome is Outcome.UNCONFIRMED:
+                out.note()
+            out.abandon()
         self._let_go()
         self._settled(self)
         for each in (self.left, self.accepted, self.done):
@@ -243,7 +248,7 @@ class Chase:
         self.feed(RequestLeft(at=self.clock.now(), attempt=number))
 
     def _replied(self, number: int, result: Result) -> None:
-        self._note(result, self.cancels)
+        self.note(result, cancel=True)
         self.keeping.sent(result.attempt)
         now = self.clock.now()
         if result.status is None:
@@ -263,7 +268,7 @@ class Chase:
         self._send(self.remote.kind.to_read(self.ref), number, partial(self._was_read, number), cancel=False)
 
     def _was_read(self, number: int, result: Result) -> None:
-        self._note(result, self.reads)
+        self.note(result)
         now = self.clock.now()
         if result.status is not None:
             self._gone = result.status == 404
@@ -319,12 +324,25 @@ class Chase:
 
     def read_in(self, result: Result) -> Optional[str]:
         """The provider's word for the status that a status read told, if it told one."""
-        self._note(result, self.reads)
+        self.note(result)
         return self._status_in(result)[1] if result.status is not None and result.status < 400 else None
 
-    def _note(self, result: Result, attempts: list[Attempt]) -> None:
-        attempts.append(result.attempt)
-        self._phase = result.phase if result.status is None else Phase.UNKNOWN
+    def note(self, result: Result, *, cancel: bool = False, under_way: bool = False) -> None:
+        """Keep what came of a cancel request, or a status read, for receipts and diagnoses.
+
+        `under_way`: it is not over, and what comes of it in the end, or has come just now, takes the place of this.
+        """
+        attempt, noted = result.attempt, self.cancels if cancel else self.reads
+        key = attempt.number or attempt.started
+        if not under_way:
+            noted[key] = attempt
+        elif noted.setdefault(key, attempt) is not attempt:
+            return
+        requests = [*self.cancels.values(), *self.reads.values()]
+        if result.status is not None:
+            self._phase = Phase.UNKNOWN
+        elif not cut_short(attempt, requests, self.machine.deadline):
+            self._phase = result.phase
         if result.headers is not None and self.remote.server is UNKNOWN:
             self.remote.server = recognise(self.remote.channel.base_url, result.headers)
 
@@ -349,7 +367,7 @@ class Chase:
         machine, remote = self.machine, self.remote
         return Facts(
             target=machine.target,
-            attempts=tuple(self.cancels),
+            attempts=tuple(self.cancels.values()),
             phase=self._phase,
             caller_inside=True,
             connection_lost=self._connection_lost,
@@ -363,8 +381,5 @@ class Chase:
             id_known=remote.ref is not None,
             wanted=self.policy.evidence.value if self.doubtful else None,
             elapsed=self.clock.now() - machine.intent.at if machine.intent is not None else None,
+            deadline=machine.deadline,
         )
-
-
-def _nothing() -> None:
-    pass

@@ -22,8 +22,8 @@ def remote_facts(remote: Optional[Remote], chase: Optional[Chase]) -> dict[str, 
     if remote is None:
         return {}
     return {
-        "attempts": () if chase is None else tuple(chase.cancels),
-        "reads": () if chase is None else tuple(chase.reads),
+        "attempts": () if chase is None else tuple(chase.cancels.values()),
+        "reads": () if chase is None else tuple(chase.reads.values()),
         "kind": remote.kind.name,
         "status": remote.word,
         "orphan_suspect": remote.orphan,

@@ -30,6 +30,9 @@ class Sending:
         self._cancel = cancel
         self._place = Place()
         self._free: Callable[[], None] = _nothing
+        self._out: Any = None  # what is under way,
+        self._cancels = False  # and whether that is a cancel
+        self._began = self._abandoned = False
 
     def begin(self, free: Callable[[], None]) -> None:
         """It is its turn: no other request of this chase's process for that run is under way until `free()`."""
@@ -40,16 +43,28 @@ class Sending:
             return
         if self._cancel:
             self._place = chase.keeping.place(chase.policy, machine.deadline)
-        chase.abandon = self._give_up
+        chase.under_way = self
         self._place.take(self._go)
 
-    def _give_up(self) -> None:
-        if self._place.leave():
+    def abandon(self) -> None:
+        """Nobody waits for it any more."""
+        self._abandoned = True
+        out = self._out
+        if out is not None:
+            out.abandon()
+        elif not self._began and self._place.leave():
             self._chase.held_back = True
             self._free()
 
+    def note(self) -> None:
+        """Time is up: what is under way counts as it stands."""
+        out = self._out
+        found = None if out is None else out.so_far()
+        if found is not None:
+            self._chase.note(found, cancel=self._cancels, under_way=True)
+
     def _go(self) -> None:
-        chase = self._chase
+        chase, self._began = self._chase, True
         if not chase.may():
             self._over()
             chase.stop()  # somebody else goes on
@@ -64,19 +79,23 @@ class Sending:
     def _may(self) -> bool:
         return self._chase.may() and self._place.left() > 0.0
 
-    def _through(self, request: Any, number: int, left: Callable[[], None], done: Callable[[Result], None]) -> None:
-        chase = self._chase
+    def _through(
+        self, request: Any, number: int, left: Callable[[], None], done: Callable[[Result], None], *, cancel: bool
+    ) -> None:
+        chase, self._cancels = self._chase, cancel
         unbounded = math.isinf(chase.keeping.left()) and math.isinf(self._place.left())
         guard = () if unbounded else (self._may,)
         timeout = min(chase.time_left(), max(self._place.left(), 0.001))
-        chase.abandon = chase.remote.channel.send(request, number, timeout, left, done, *guard)
+        self._out = out = chase.remote.channel.send(request, number, timeout, left, done, *guard)
+        if self._abandoned:
+            out.abandon()
 
     def _send(self) -> None:
         chase = self._chase
         if self._cancel:
             chase.keeping.sending(self._number)
         left = partial(chase.request_left, self._number) if self._cancel else _nothing
-        self._through(self._request, self._number, left, self._finished)
+        self._through(self._request, self._number, left, self._finished, cancel=self._cancel)
 
     def _finished(self, result: Result) -> None:
         self._over()
@@ -85,7 +104,7 @@ class Sending:
             self._chase.deadline_passed()  # the client is closed: nothing more can be sent
 
     def _over(self) -> None:
-        self._chase.abandon = _nothing
+        self._chase.under_way = None
         self._place.leave()
         self._free()
 
@@ -94,11 +113,11 @@ class Sending:
     def _look(self) -> None:
         """It may have been enough, so how the run stands is read first. A second cancel has been seen to wedge a
         server."""
-        self._through(self._chase.remote.kind.to_read(self._chase.ref), 0, _nothing, self._looked)
+        self._through(self._chase.remote.kind.to_read(self._chase.ref), 0, _nothing, self._looked, cancel=False)
 
     def _looked(self, result: Result) -> None:
         chase, remote = self._chase, self._chase.remote
-        chase.abandon = _nothing
+        self._out = None
         word = chase.read_in(result)
         if word is not None:
             remote.observe(word, Evidence.STATUS)  # which settles it, if it is over
