@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any, Callable
 
 import pytest
+from remote_runs import begin
 from worlds import CHAT, PATIENCE, Threads, until
 
 import deadstop
@@ -164,6 +165,44 @@ def test_ctrl_c_at_any_line_of_a_canceller(server: FakeOpenAI, shape: str, how: 
     assert telemetry.flush(PATIENCE), "what is told has come to a stop"
     assert nothing_left(client)
     client.close()
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="somebody else is tracing")
+@pytest.mark.parametrize("shape", ["confirmed", "time is up"])
+def test_ctrl_c_at_any_line_of_the_canceller_of_a_remote_run(shape: str) -> None:
+    """I1, I2, I6: where Ctrl-C breaks off the cancel of a remote run, be it just as its time is up, the next one has it
+    confirmed, and soon."""
+    policy = CancelPolicy(attempt_timeout=1.0, give_up=0, recheck=0, on_timeout="return")
+    with FakeOpenAI(rate=200, tokens=100_000) as server:
+        world = Threads()
+        client = world.client(server.base_url, max_retries=0)
+        client.runs.policy = policy
+
+        def leave() -> None:
+            raise KeyboardInterrupt
+
+        def cancel(at: int) -> Lines:
+            name = f"r{at}"
+            made = begin(world, client, name)
+            late = shape == "time is up"
+            if late:
+                server.add(faults.CancelReplySlow(None), path=f"/{made['id']}/cancel")
+            with Lines(at, leave) as lines, contextlib.suppress(KeyboardInterrupt):
+                client.runs.cancel(name, timeout=0.03 if late else PATIENCE)
+            server.clear()
+            left = f"left at line {at}, {lines.fired_in}"
+            began = time.monotonic()
+            receipt = client.runs.cancel(client.runs.get(name), timeout=PATIENCE)
+            assert receipt.outcome == "cancelled", f"{left}: {receipt}"
+            assert time.monotonic() - began < PATIENCE / 2, left
+            assert server.runs[-1].truth == "cancelled", left
+            return lines
+
+        last = cancel(NEVER).count
+        assert last > 150
+        for at in range(1, last, STEP_OF_CANCEL):
+            cancel(at)
+        client.close()
 
 
 class Steps:

@@ -104,6 +104,33 @@ def test_who_asks_again_has_it_tried_again_and_waits_for_that(world: Any, whole:
         world.close(client)
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["the scope", "everything"])
+def test_who_has_more_time_than_the_first_goes_on_when_that_ones_is_up(world: Any, whole: bool) -> None:
+    """Two press the button, one after the other, and the second is the more patient. The server takes no cancels at
+    first: the first one is told so when its time is up, and the second has it tried again within its own."""
+    with FakeOpenAI(rate=200, tokens=10_000) as server:
+        client = world.client(server.base_url, max_retries=0)
+        client.runs.policy = CancelPolicy(give_up=0, recheck=0, backoff=Backoff(initial=0.5, maximum=0.5))
+        begin(world, client, "chat-42")
+        server.add(faults.Overloaded(503), path="/cancel")
+        first = world.start(client.runs.cancel, "chat-42", reason="first", timeout=1.0, request_id="r-1")
+        server.wait_for_runs(lambda runs: client.runs.get("chat-42").cancelled)
+        same = world.start(client.runs.cancel, "chat-42", timeout=20.0, request_id="r-1")
+        if whole:
+            second = world.start(client.runs.cancel_all, timeout=20.0)
+        else:
+            second = world.start(client.runs.cancel, "chat-42", timeout=20.0, request_id="r-2")
+        until(lambda: client.runs.get("chat-42").cancelling._late or whole, "the second one")
+        assert isinstance(first.failure(), RunCancellationTimeoutError)
+        assert isinstance(same.failure(), RunCancellationTimeoutError), "I8: the same request has the same answer"
+        server.clear()
+        receipt = second.result()[0] if whole else second.result()
+        assert (receipt.outcome, receipt.reason, receipt.evidence) == ("cancelled", "first", "status")
+        assert receipt.elapsed >= 1.0
+        assert (server.runs[0].truth, server.runs[0].cancels) == ("cancelled", 1)
+        world.close(client)
+
+
 def test_asking_again_in_vain_takes_its_own_timeout_and_no_longer(world: Any) -> None:
     """I1 for the second one, too; and what there is no hope for is not waited for."""
     with FakeOpenAI(rate=200, tokens=10_000) as server:

@@ -28,6 +28,7 @@ from deadstop.runs.waiting import (
     SETTLING,
     Facts,
     Terms,
+    Wanted,
     Wish,
     answer,
     away_answer,
@@ -216,12 +217,13 @@ class Runs:
 
         Never raises for a run that could not be confirmed: its receipt says so.
         """
-        asked = terms(self._registry, None, wish(wait, timeout, policy), time.monotonic())
+        wanted = (wish(wait, timeout, policy), time.monotonic(), (reason, actor, None))
+        asked = terms(self._registry, None, *wanted[:2])._replace(on_timeout="return")
         started = self._registry.cancel_all_soon(reason=reason, actor=actor, deadline=asked.deadline)
         receipts = []
         for each in started:
             with contextlib.suppress(CancelRefusedError):  # known by its address, and on record in somebody's run
-                receipts.append(_wait(each, asked._replace(on_timeout="return")))
+                receipts.append(_wait(each, asked, wanted))
         return receipts
 
     def get(self, name: str) -> Run:
@@ -273,7 +275,7 @@ def cancel(run: BaseRun, asked: Wish, facts: Facts) -> CancelReceipt:
         struck = strike(run, wanted, asked) if struck is None else struck
         struck.follow(asked.policy)
     try:
-        return _wait(struck, terms(run.registry, run, asked, at))
+        return _wait(struck, terms(run.registry, run, asked, at), wanted)
     except CancelRefusedError:
         anew = somebody_elses(struck, facts)
         if anew is None:
@@ -281,8 +283,8 @@ def cancel(run: BaseRun, asked: Wish, facts: Facts) -> CancelReceipt:
     return cancel(anew, asked, facts)
 
 
-def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
-    for goal in goals(cancelling, asked.level):
+def _wait(cancelling: Cancelling, asked: Terms, wanted: Wanted) -> CancelReceipt:
+    for goal in goals(cancelling, asked, wanted):
         while not goal.is_set() and not stuck(cancelling):
             left = next_wait(cancelling, asked)
             if not goal.wait(left) and overdue(cancelling, asked):

@@ -7,19 +7,16 @@ waits for the turn: who had it looks at the queue again after giving it back.
 
 from __future__ import annotations
 
-import math
 import threading
 import time
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextvars import Context
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union
 
 from deadstop.calls.call import Call
 from deadstop.calls.completion import Completion
-from deadstop.calls.loops import stands_in
 from deadstop.core.machine import (
     CallFinished,
     CallLeft,
@@ -36,7 +33,9 @@ from deadstop.core.model import CancelReceipt, Cause, Intent, Level, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import CancelRefusedError
 from deadstop.runs import telling
+from deadstop.runs.asking import ask_again
 from deadstop.runs.chase import Chase
+from deadstop.runs.inbox import make_way, work_off
 from deadstop.runs.later import Later
 from deadstop.runs.receipts import noted
 from deadstop.runs.summary import later_of, sum_up
@@ -204,6 +203,7 @@ class Cancelling:
 
     def join(self, asked: Asked) -> None:
         """Somebody else wants the same. The first reason stays; this one is appended (I10), once (I8)."""
+        self._pick_up()
         intent = asked if isinstance(asked, Intent) else built(self.run, asked)
         known = [each.request_id for each in (self.intent, *self._late)]
         if intent.request_id is not None and intent.request_id in known:
@@ -216,45 +216,7 @@ class Cancelling:
         if self._chase is not None:
             self._chase.feed(CancelRequested(at=time.monotonic(), intent=intent))
         self._work()
-        self.again(intent)
-
-    def again(self, intent: Intent) -> None:
-        """Somebody asks for what could not be confirmed: try once more. Never blocks; in signal handlers, too."""
-        if not self._unconfirmed():
-            return
-        if "sure" not in self._once or self._once["sure"].is_set():
-            self._once["sure"] = Completion()
-        for child in list(self._children):
-            child.again(child.run.intent_of(intent))
-        remote, registry = self.run.remote, self.run.registry
-        if remote is not None:
-            patience = registry.policy_for(self.run, self._policy).timeout
-            until = intent.deadline if math.isfinite(intent.deadline) else intent.at + patience
-            ask = partial(registry.reconciler.again, self.run, intent, until, self._nothing_more)
-            if not remote.channel.spawn(ask):
-                ask()
-        if not self._unconfirmed():  # meanwhile
-            self._once["sure"].set()
-        elif remote is None:
-            self._nothing_more()
-
-    def _unconfirmed(self) -> bool:
-        return self._final is not None and self._final.outcome is Outcome.UNCONFIRMED
-
-    def _nothing_more(self) -> None:
-        """Nobody here is at work on it any more, so there is nothing to wait for."""
-        sure = self._once.get("sure")
-        out_there = any(not call.left.is_set() for call in list(self.calls.values()))
-        if sure is None or out_there or any(child.pursued for child in list(self._children)):
-            return
-        sure.set()
-        for above in list(self._above):
-            above._nothing_more()
-
-    @property
-    def pursued(self) -> bool:
-        """Whether it was not confirmed in time, and then asked for again, which has not come to an end."""
-        return "sure" in self._once and not self._once["sure"].is_set()
+        ask_again(self, intent)
 
     def grace_spent(self) -> None:
         """The first interruption had its time: interrupt again whatever is still there."""
@@ -278,9 +240,7 @@ class Cancelling:
         return tell
 
     def _tell_all(self, event: Event) -> None:
-        worker = self._once.get("worker")
-        if worker is not None and not stands_in(worker[0], self._work):  # broken off at its very end
-            self._once.pop("worker", None)
+        make_way(self._once)
         for number in list(self._machines):
             if self.calls[number].left.is_set():  # whose word was lost, if Ctrl-C came just then
                 self._left(self.calls[number])()
@@ -308,24 +268,25 @@ class Cancelling:
         self._work()
 
     def _work(self) -> None:
-        while True:
-            once, mine, whose = self._once, [threading.get_ident()], None
-            try:
-                whose = once.setdefault("worker", mine)
-                if whose is not mine:
-                    return
-                while self._inbox:
-                    number, event = self._inbox[0]
-                    if number in self._machines and event is not None:
-                        self._machines[number], effects = step(self._machines[number], event)
-                        self._perform(number, effects)
-                    del self._inbox[0]  # not before: where Ctrl-C breaks this off, whoever comes next finds it there
-                self._settle()
-            finally:
-                if whose is mine or (whose is None and once.get("worker") is mine):  # Ctrl-C comes where one calls
-                    del once["worker"]
-            if not self._inbox:
-                return
+        work_off(self._once, self._inbox, self._work_off)
+
+    def _work_off(self) -> None:
+        while self._inbox:
+            number, event = self._inbox[0]
+            if number in self._machines and event is not None:
+                self._machines[number], effects = step(self._machines[number], event)
+                self._perform(number, effects)
+            del self._inbox[0]  # not before: where Ctrl-C breaks this off, whoever comes next finds it there
+        self._settle()
+
+    def _pick_up(self) -> None:
+        """Ctrl-C may have broken off what was being done here, or for a child: it is done now."""
+        for child in list(self._children):
+            child._pick_up()
+        if self._chase is not None:
+            self._chase.pick_up()
+        make_way(self._once)
+        self._work()
 
     def _perform(self, number: int, effects: Iterable[Effect]) -> None:
         # The strike has closed the fence and interrupted once. Again is harmless, and what the grace asks for.

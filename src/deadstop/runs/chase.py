@@ -7,7 +7,6 @@ read elsewhere, a canceller whose time is up); they are queued, and whoever gets
 from __future__ import annotations
 
 import math
-import threading
 from collections import deque
 from dataclasses import replace
 from functools import partial
@@ -48,6 +47,8 @@ from deadstop.core.machine import (
 from deadstop.core.model import Attempt, Evidence, Intent, Level, Outcome, Phase, RunStatus
 from deadstop.core.policy import CancelPolicy
 from deadstop.kinds.servers import UNKNOWN, recognise
+from deadstop.runs.asking import due
+from deadstop.runs.inbox import make_way, work_off
 from deadstop.runs.keeping import UNKEPT, Keeping
 from deadstop.runs.rationing import plan_retry
 from deadstop.runs.remote import Remote
@@ -91,7 +92,8 @@ class Chase:
         self._settled = settled
         self._let_go = let_go
         self._inbox: deque[Event] = deque()
-        self._lock = threading.Lock()
+        self._once: dict[str, Any] = {}
+        self._step: tuple[Any, ...] = (None,)  # the last event, and what it comes to
         self._bounds: list[Any] = []  # grace and deadline
         self._timers: list[Any] = []  # the last ones that the machine asked for
         self.under_way: Optional[Sending] = None  # or waits for its place
@@ -112,7 +114,7 @@ class Chase:
 
     def begin(self, intent: Intent) -> None:
         """Somebody wants the run cancelled. `intent.deadline` may be infinite: the policy's timeout bounds it then."""
-        deadline = intent.deadline if math.isfinite(intent.deadline) else intent.at + self.policy.timeout
+        deadline = due(intent, self.policy.timeout)
         grace = intent.at + self.policy.grace
         self.feed(CancelRequested(at=intent.at, intent=replace(intent, deadline=deadline)))
         self._changed(self.remote)  # what came to be known before anybody wanted it cancelled
@@ -129,6 +131,7 @@ class Chase:
 
     def deadline_passed(self) -> None:
         """Time is up: what is not known by now stays unconfirmed, until it is."""
+        make_way(self._once)
         self.feed(DeadlinePassed(at=self.clock.now()))
 
     def stop(self) -> None:
@@ -162,14 +165,26 @@ class Chase:
     def feed(self, event: Event) -> None:
         """Tell the machine, and do what it asks for. Never blocks; any thread."""
         self._inbox.append(event)
-        while self._inbox and self._lock.acquire(blocking=False):
+        work_off(self._once, self._inbox, self._work_off)
+
+    def _work_off(self) -> None:
+        while self._inbox:
+            event = self._inbox[0]
+            if self._step[0] is not event:  # or Ctrl-C came in the midst of it
+                self._step = (event, *step(self.machine, event))
+            _, self.machine, effects = self._step
             try:
-                while self._inbox:
-                    self.machine, effects = step(self.machine, self._inbox.popleft())
-                    for effect in effects:
-                        self._perform(effect)
-            finally:
-                self._lock.release()
+                for effect in effects:
+                    self._perform(effect)
+            except Exception:  # of a kind of the user's own, say: what comes after it is worked off all the same
+                del self._inbox[0]
+                raise
+            del self._inbox[0]
+
+    def pick_up(self) -> None:
+        """Go on with what Ctrl-C may have broken off."""
+        make_way(self._once)
+        work_off(self._once, self._inbox, self._work_off)
 
     def _perform(self, effect: Effect) -> None:
         now = self.clock.now()

@@ -31,6 +31,7 @@ from deadstop.runs.waiting import (
     TURNS,
     Facts,
     Terms,
+    Wanted,
     Wish,
     answer,
     away_answer,
@@ -227,14 +228,15 @@ class AsyncRuns:
 
         Never raises for a run that could not be confirmed: its receipt says so.
         """
-        asked = terms(self._registry, None, wish(wait, timeout, policy), time.monotonic())
+        wanted = (wish(wait, timeout, policy), time.monotonic(), (reason, actor, None))
+        asked = terms(self._registry, None, *wanted[:2])._replace(on_timeout="return")
         for run in self._registry.live():
             _bring_home(run)
         started = self._registry.cancel_all_soon(reason=reason, actor=actor, deadline=asked.deadline)
         receipts = []
         for each in started:
             with contextlib.suppress(CancelRefusedError):  # known by its address, and on record in somebody's run
-                receipts.append(await _wait(each, asked._replace(on_timeout="return")))
+                receipts.append(await _wait(each, asked, wanted))
         return receipts
 
     def get(self, name: str) -> AsyncRun:
@@ -289,7 +291,7 @@ async def cancel(run: BaseRun, asked: Wish, facts: Facts) -> CancelReceipt:
         struck = strike(run, wanted, asked) if struck is None else struck
         struck.follow(asked.policy)
     try:
-        return await _wait(struck, terms(run.registry, run, asked, at))
+        return await _wait(struck, terms(run.registry, run, asked, at), wanted)
     except CancelRefusedError:
         anew = somebody_elses(struck, facts)
         if anew is None:
@@ -305,8 +307,8 @@ def _bring_home(run: BaseRun) -> None:
         _bring_home(child)
 
 
-async def _wait(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
-    for goal in goals(cancelling, asked.level):
+async def _wait(cancelling: Cancelling, asked: Terms, wanted: Wanted) -> CancelReceipt:
+    for goal in goals(cancelling, asked, wanted):
         while not goal.is_set() and not stuck(cancelling):
             left = next_wait(cancelling, asked)
             if not await goal.wait_async(left) and overdue(cancelling, asked):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from deadstop.calls.call import Call
 from deadstop.runs import settings
+from deadstop.runs.asking import ask_again
 from deadstop.runs.draining import arrange
 from deadstop.runs.waiting import Wanted, Wish
 
@@ -101,7 +102,7 @@ def _close_fence(
             elif child.remote is not None:
                 theirs: Any = child.cancelling
                 if first is intent and not again:
-                    theirs.again(child.intent_of(cancelling.intent))
+                    ask_again(theirs, child.intent_of(cancelling.intent))
                 cancelling.add_child(theirs)
     return cancelling  # type: ignore[no-any-return]
 

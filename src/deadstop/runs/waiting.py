@@ -12,6 +12,7 @@ from deadstop.calls.completion import Completion
 from deadstop.core.model import CancelReceipt, Intent, Level, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunCancellationTimeoutError, UsageError
+from deadstop.runs.asking import go_on, is_unconfirmed
 from deadstop.runs.checks import checked_policy, checked_seconds
 
 if TYPE_CHECKING:
@@ -130,18 +131,25 @@ LOOK = 0.25
 """How often (seconds) the record is read by one who waits for an outcome, should the signal of it be lost."""
 
 
-def goals(cancelling: Cancelling, level: Level) -> Iterator[Completion]:
-    """What to wait for, one after the other, until the cancel has come as far as `level`."""
+def goals(cancelling: Cancelling, asked: Terms, wanted: Wanted) -> Iterator[Completion]:
+    """What to wait for, one after the other, until the cancel has come as far as was asked for.
+
+    `wanted` is that of this canceller. If its time is not up when another's was, it goes on with what is left to it.
+    """
+    level = asked.level
     if level is Level.CONFIRMED:
-        sure = [cancelling._once["sure"]] if cancelling.pursued else []
-        yield from (cancelling.done, *cancelling.run.recorded(), *sure)
+        yield from (cancelling.done, *cancelling.run.recorded())
+        if is_unconfirmed(cancelling) and time.monotonic() < asked.deadline:
+            more = go_on(cancelling, intent(cancelling.run, wanted))
+            if more is not None:
+                yield more
         return
     if cancelling.run.remote is not None:
         yield cancelling.chasing  # another canceller may be about to begin with it
         if cancelling._chase is not None:
             yield cancelling._chase.left if level is Level.SENT else cancelling._chase.accepted
     for child in list(cancelling._children):
-        yield from goals(child, level)
+        yield from goals(child, asked, wanted)
 
 
 def first_wait(cancelling: Cancelling, asked: Wish) -> Optional[Call]:
