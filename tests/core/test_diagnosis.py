@@ -60,6 +60,8 @@ SILENT = Attempt(1, 0.0, 3.0, connect=0.01, error="ReadTimeout")
 REUSED = Attempt(1, 0.0, 3.0, error="ReadTimeout")
 HURRIED = Attempt(2, 3.0, 3.01, dns=0.001, connect=0.008, error="ReadTimeout")
 
+BROKEN = Attempt(1, 2.9, 2.902, connect=0.001, error="ReadError: Connection reset by peer")
+
 
 def answered(status: int) -> Attempt:
     return Attempt(1, 0.0, 0.1, connect=0.01, first_byte=0.05, status=status)
@@ -84,6 +86,11 @@ CASES = [
     ("connect", remote(REUSED, HURRIED, deadline=9.0)),
     ("server_slow", remote(REUSED, replace(HURRIED, ended=4.6), deadline=4.5)),
     ("connect", remote(HURRIED, deadline=3.01)),
+    ("network_loss", remote(BROKEN, HURRIED, deadline=3.01)),
+    ("network_loss", remote(BROKEN)),
+    ("server_slow", remote(answered(200), SILENT, accepted=True, status=RunStatus.ACTIVE, seen_since=False)),
+    ("not_sent", Facts(target=Target.UNBORN, id_known=False, create_answer=503)),
+    ("wrong_target", remote(SILENT, statuses=(404,))),
     ("rate_limited", remote(answered(429))),
     ("server_overloaded", remote(answered(503))),
     ("server_overloaded", remote(answered(503), SILENT)),

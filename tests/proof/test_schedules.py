@@ -19,6 +19,7 @@ from deadstop.kinds import register as kinds
 from deadstop.kinds.base import Ref
 from deadstop.runs import rationing
 from deadstop.runs.chase import Chase
+from deadstop.runs.receipts import evidence_on
 from deadstop.runs.remote import Remote
 
 SCHEDULES = 6_000
@@ -133,7 +134,7 @@ def check(
     assert "one" not in ids, f"I8 {where}"
     # I17: an unconfirmed one says why.
     if outcomes[-1] is Outcome.UNCONFIRMED:
-        assert diagnose(chase.facts()).klass, f"I17 {where}"
+        assert diagnose(evidence_on(chase)).klass, f"I17 {where}"
     # Nothing is sent for a run that is known to be over.
     last = settled[-1][0]
     if outcomes[-1] is not Outcome.UNCONFIRMED:

@@ -55,6 +55,7 @@ class Tracker:
         "_piecemeal",
         "_size",
         "_told",
+        "answer",
         "heard",
         "learned",
         "over",
@@ -75,6 +76,7 @@ class Tracker:
         self.over = False
         self.heard = False  # a transport of ours shows us the answer
         self.sent_at: Optional[float] = None  # when the request first left: unix seconds
+        self.answer: Optional[int] = None  # the HTTP status that the last attempt was answered with
         self.suspects = 0  # earlier attempts whose answer was lost: each may have made a run that nobody knows of
         self._asked_at: Optional[float] = None
         self._outstanding = False  # a request has left, and its answer is still to come
@@ -110,6 +112,7 @@ class Tracker:
             self.sent_at = time.time()
         self._asked_at = time.monotonic()
         self._outstanding = True
+        self.answer = None
 
     def failed(self) -> None:
         """An attempt ended without an answer."""
@@ -120,6 +123,7 @@ class Tracker:
     def headers(self, response: Any) -> None:
         """An answer begins."""
         self._begin()
+        self.answer = response.status_code
         if response.status_code >= 400:
             if self.passing.creates and (response.status_code == 408 or response.status_code >= 500):
                 self.suspects += 1  # whoever answered gave up, and whoever is behind it may not have

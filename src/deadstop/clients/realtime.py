@@ -19,6 +19,7 @@ from deadstop.calls.loops import Loop
 from deadstop.calls.pool import recast
 from deadstop.calls.workers import Workers
 from deadstop.clients.adopted import adopt_async, adopt_sync
+from deadstop.clients.channel import Outgoing
 from deadstop.core.model import Attempt, Evidence
 from deadstop.kinds.base import Request
 from deadstop.kinds.realtime_response import REALTIME_RESPONSE as KIND
@@ -206,15 +207,16 @@ class _Channel:
 
     def send(
         self, request: Request, number: int, timeout: float, left: Callable[[], None], done: Callable[[Result], None]
-    ) -> Callable[[], None]:
+    ) -> Outgoing:
         """Send the cancel as an event, or say how the run stands. Never blocks."""
+        out = Outgoing(number, timeout)  # what is sent is sent: there is no errand to abandon
         name = request.path.split("/")[3]
         if request.method == "GET":
             word = self._registry.word_of(KIND.ref(name)) or "in_progress"
             now = time.monotonic()
             answer = Result(Attempt(number, now, now, status=200), 200, {"id": name, "status": word}, None, True)
             self.spawn(lambda: done(answer))
-            return _nothing
+            return out
         event = {"type": "response.cancel", "response_id": name}
         began = time.monotonic()
 
@@ -231,7 +233,7 @@ class _Channel:
             self.spawn(lambda: sent(_try(lambda: self._connection.send(event))))
         elif not self._loop.spawn(lambda: self._send_in_task(event, sent)):
             sent(RuntimeError("the event loop is closed"))
-        return _nothing
+        return out
 
     async def _send_in_task(self, event: Any, sent: Callable[[Optional[BaseException]], None]) -> None:
         try:
@@ -252,7 +254,3 @@ def _try(work: Callable[[], Any]) -> Optional[BaseException]:
 
 def _field(event: Any, name: str) -> Any:
     return event.get(name) if isinstance(event, dict) else getattr(event, name, None)
-
-
-def _nothing() -> None:
-    pass

@@ -27,6 +27,9 @@ __all__ = [
 ]
 
 
+BRIEF = 0.05
+"""How long (seconds) an attempt takes at the least that is worth anything when it is cut short."""
+
 EARLY = 0.001
 """How much (seconds) before the deadline what lasts until the deadline may end."""
 
@@ -35,28 +38,32 @@ EARLY = 0.001
 class Facts:
     """What is known when a cancel's time is up.
 
-    ``attempts`` are the cancel's own requests; for an in-flight call, the call's request. ``phase`` is
-    where the call, or the last cancel request, was stuck. ``caller_inside``: the call has not come back
-    yet. ``interruptible``: its transport can be interrupted. ``connection_lost``: a connection broke or
-    fell silent half-way. ``statuses`` are HTTP statuses seen besides those of ``attempts``. ``accepted``:
-    the server took the cancel on. ``status`` is the run's last known status, ``status_word`` the provider's
-    word for it. ``finished_before`` is the terminal status the run had before the intent, if it had one.
-    ``held_back``: the cancel waited in vain for a place within the policy's limits, or for another process's request to
-    be over. ``id_known``: there was something to address a cancel to. ``wanted``: the evidence that was asked for,
-    where the server's word, that it is cancelled, is all there is. ``pool_wait`` and ``elapsed`` are seconds,
-    ``deadline`` is one of the clock that the attempts go by.
+    ``attempts`` are the cancel's own requests; for an in-flight call, the call's request. ``reads`` are its status
+    reads. ``phase`` is where the call, or the last cancel request, was stuck. ``caller_inside``: the call has not
+    come back yet. ``interruptible``: its transport can be interrupted. ``connection_lost``: a connection broke or
+    fell silent half-way; where the id is not known, that of the create. ``create_answer`` is the HTTP status of a
+    create that was answered, and told no id. ``statuses`` are those of status reads that failed. ``accepted``: the
+    server took the cancel on. ``status`` is the run's last known status, ``status_word`` the provider's word for it,
+    ``seen_since`` whether that was asked for after the cancel had been. ``finished_before`` is the terminal status
+    the run had before the intent, if it had one. ``held_back``: the cancel waited in vain for a place within the
+    policy's limits, or for another process's request to be over. ``id_known``: there was something to address a
+    cancel to. ``wanted``: the evidence that was asked for, where the server's word, that it is cancelled, is all
+    there is. ``pool_wait`` and ``elapsed`` are seconds, ``deadline`` is one of the clock that the attempts go by.
     """
 
     target: Target = Target.IN_FLIGHT
     attempts: tuple[Attempt, ...] = ()
+    reads: tuple[Attempt, ...] = ()
     phase: Phase = Phase.UNKNOWN
     interruptible: bool = True
     caller_inside: bool = False
     connection_lost: bool = False
+    create_answer: int | None = None
     statuses: tuple[int, ...] = ()
     accepted: bool = False
     status: RunStatus = RunStatus.UNKNOWN
     status_word: str | None = None
+    seen_since: bool = True
     finished_before: str | None = None
     wrong_target: bool = False
     held_back: bool = False
@@ -68,11 +75,21 @@ class Facts:
 
     @property
     def answer(self) -> int | None:
-        """The last HTTP status the server gave to a cancel. An in-flight call's cancel has none."""
+        """The last HTTP status the server gave to a cancel; or to a status read, if it answered no cancel.
+
+        An in-flight call's cancel has none.
+        """
         if self.target is Target.IN_FLIGHT:
             return None
-        seen = [*self.statuses, *(each.status for each in self.attempts if each.status is not None)]
-        return seen[-1] if seen else None
+        if self.cancel_answer is not None:
+            return self.cancel_answer
+        return self.statuses[-1] if self.statuses else None
+
+    @property
+    def cancel_answer(self) -> int | None:
+        """The same, of the cancel requests alone."""
+        seen = [each.status for each in self.attempts if each.status is not None]
+        return seen[-1] if seen and self.target is not Target.IN_FLIGHT else None
 
 
 def diagnose(facts: Facts) -> Diagnosis:
@@ -91,6 +108,8 @@ def _wrong_target(f: Facts) -> str | None:
     if f.wrong_target:
         return "The cancel named something that is not this run, so it was not sent."
     if f.finished_before is None and f.answer in (400, 401, 403, 404, 405, 410, 422) and not f.accepted:
+        if f.cancel_answer is None:
+            return f"The server answered no cancel, and refused the status read with {f.answer}."
         return f"The server refused the cancel with {f.answer}, and the run was not read as over."
     if f.status is RunStatus.GONE:
         return "The server says it knows no such run."
@@ -141,13 +160,28 @@ def _cancelling(f: Facts) -> str | None:
 def _ignored(f: Facts) -> str | None:
     if f.wanted is not None:
         return f"The server says {f.status_word!r}, and its word is all there is; {f.wanted!r} evidence was asked for."
-    answered = f.accepted or (f.answer is not None and (200 <= f.answer < 300 or f.answer == 409))
-    if _remote(f) and answered:
+    if _taken(f) and f.seen_since:
         return f"The server answered the cancel, and the run was still {f.status_word or f.status}."
     return None
 
 
+def _taken(f: Facts) -> bool:
+    """Whether the server has answered the cancel of a remote run, and not turned it away."""
+    answer = f.cancel_answer
+    return _remote(f) and (f.accepted or (answer is not None and (200 <= answer < 300 or answer == 409)))
+
+
+def _unread(f: Facts) -> str | None:
+    if _taken(f) and not f.seen_since:
+        last = f.reads[-1] if f.reads else None
+        how = "there was no time to" if last is None else f"the last try: {_came(last)}"
+        return f"The server answered the cancel, and how the run stands could not be read since ({how})."
+    return None
+
+
 def _not_sent(f: Facts) -> str | None:
+    if f.target is Target.UNBORN and not f.id_known and f.create_answer is not None:
+        return f"The create was answered {f.create_answer}: a run may exist whose id nobody was told."
     if f.target is Target.UNBORN and not f.id_known and not f.connection_lost:
         return "The run's id was never learned, so there was nothing to send a cancel to."
     if _remote(f) and not f.attempts and f.held_back:
@@ -166,6 +200,8 @@ def _ate_the_time(name: str, label: str) -> Callable[[Facts], str | None]:
 
     def rule(f: Facts) -> str | None:
         last = _telling(f) if f.answer is None else None
+        if last is not None and _broke(last):
+            return None
         took = getattr(last, name) if last is not None else None
         whole = _length(last, f)
         if took is not None and whole is not None and took > 0 and took >= whole / 2:
@@ -189,6 +225,8 @@ def _network_loss(f: Facts) -> str | None:
     if f.connection_lost:
         return "The connection broke, or fell silent half-way."
     last = _telling(f) if f.answer is None else None
+    if last is not None and _remote(f) and _broke(last):
+        return f"The connection broke before an answer came ({last.error})."
     if last is not None and _remote(f) and last.connect is None:
         return "The request went out on an open connection, and nothing ever came back."
     return None
@@ -221,6 +259,7 @@ RULES: tuple[tuple[DiagnosisClass, Callable[[Facts], str | None]], ...] = (
     (DiagnosisClass.SERVER_OVERLOADED, _overloaded),
     (DiagnosisClass.SERVER_SLOW, _cancelling),
     (DiagnosisClass.SERVER_IGNORED, _ignored),
+    (DiagnosisClass.SERVER_SLOW, _unread),
     (DiagnosisClass.DNS, _ate_the_time("dns", "Resolving the server's name")),
     (DiagnosisClass.CONNECT, _ate_the_time("connect", "Connecting")),
     (DiagnosisClass.TLS, _ate_the_time("tls", "The TLS handshake")),
@@ -232,11 +271,15 @@ RULES: tuple[tuple[DiagnosisClass, Callable[[Facts], str | None]], ...] = (
 
 
 def cut_short(attempt: Attempt, among: Iterable[Attempt], deadline: float | None) -> bool:
-    """Whether the deadline ended an attempt before it could tell anything: another one had more than twice its time."""
+    """Whether the deadline ended an attempt before it could tell anything.
+
+    Another one had more than twice its time, or it had next to none, and is not the only one.
+    """
     if deadline is None or attempt.ended is None or not attempt.started <= deadline <= attempt.ended + EARLY:
         return False
     had = attempt.ended - attempt.started
-    return any(each.ended is not None and each.ended - each.started > 2 * had for each in among)
+    others = [each.ended - each.started for each in among if each.ended is not None and each is not attempt]
+    return any(took > 2 * had for took in others) or (had < BRIEF and bool(others))
 
 
 def _remote(f: Facts) -> bool:
@@ -246,6 +289,16 @@ def _remote(f: Facts) -> bool:
 def _telling(f: Facts) -> Attempt | None:
     """The last attempt that came to something."""
     return next((each for each in reversed(f.attempts) if not cut_short(each, f.attempts, f.deadline)), None)
+
+
+def _broke(attempt: Attempt) -> bool:
+    """Whether it ended with an error of the transport's, and not because its time was up."""
+    name = (attempt.error or "").partition(":")[0]
+    return attempt.status is None and name.isidentifier() and "Timeout" not in name
+
+
+def _came(attempt: Attempt) -> str:
+    return f"answered {attempt.status}" if attempt.status is not None else attempt.error or "no answer"
 
 
 def _length(attempt: Attempt | None, f: Facts) -> float | None:
@@ -267,9 +320,8 @@ def _seen(f: Facts) -> Iterator[str]:
             told.append(f"retry after {each.retry_after:g} s")
         if each.request_id:
             told.append(f"request {each.request_id}")
-        came = f"answered {each.status}" if each.status is not None else each.error or "no answer"
-        yield f"Attempt {each.number}: {came}{' (' + ', '.join(told) + ')' if told else ''}."
+        yield f"Attempt {each.number}: {_came(each)}{' (' + ', '.join(told) + ')' if told else ''}."
     if f.phase is not Phase.UNKNOWN:
         yield f"Phase: {f.phase.replace('_', ' ')}."
     if f.status is not RunStatus.UNKNOWN:
-        yield f"Last status read: {f.status_word or f.status}."
+        yield f"Last status read{'' if f.seen_since else ', before the cancel'}: {f.status_word or f.status}."

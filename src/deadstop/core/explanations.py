@@ -91,7 +91,7 @@ EXPLANATIONS: Mapping[DiagnosisClass, Explanation] = {
         "delivered from this run either way.",
     ),
     DiagnosisClass.SERVER_SLOW: Explanation(
-        "The server has the cancel, and did not finish it in time.",
+        "The server has the cancel, and did not say in time that it is done.",
         2,
         "Raise the timeout for this kind of run (a batch may take ten minutes), or wait for 'accepted' only.",
     ),

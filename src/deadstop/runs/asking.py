@@ -70,9 +70,9 @@ def is_unconfirmed(cancelling: Cancelling) -> bool:
 def _cut_off(cancelling: Cancelling, intent: Intent) -> bool:
     """Whether a deadline ended it that is before that of `intent`. One that is hopeless ends before any."""
     chase = cancelling._chase
-    if chase is not None and chase.machine.outcome is Outcome.UNCONFIRMED and not (chase.hopeless or chase.stopped):
-        deadline = chase.machine.deadline
-        if deadline is not None and deadline <= time.monotonic() < due(intent, chase.policy.timeout):
+    if chase is not None and chase.machine.outcome is Outcome.UNCONFIRMED:
+        early = chase.hopeless or chase.stopped
+        if not early and time.monotonic() < due(intent, chase.policy.timeout):
             return True
     calls = any(machine.outcome is Outcome.UNCONFIRMED for machine in list(cancelling._machines.values()))
     return calls or any(_cut_off(child, intent) for child in list(cancelling._children))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from deadstop.runs.registry import Registry
     from deadstop.runs.run import BaseRun
 
-__all__ = ["Birth", "Watch"]
+__all__ = ["Birth", "Watch", "orphan_of"]
 
 
 class Watch:
@@ -44,16 +44,17 @@ class Birth(Watch):
         assert remote is not None
         self._registry.christen(self._run, ref)
         if remote.tracker.suspects:
-            remote.orphan = _orphan(remote.tracker)
+            remote.orphan = orphan_of(remote.tracker)
         remote.born(ref)
 
     def lost(self, never_ran: bool) -> None:
         remote = self._run.remote
         assert remote is not None
-        remote.unborn(never_ran, None if never_ran else _orphan(remote.tracker))
+        remote.unborn(never_ran, None if never_ran else orphan_of(remote.tracker))
 
 
-def _orphan(tracker: Tracker) -> Orphan:
+def orphan_of(tracker: Tracker) -> Orphan:
+    """Where to look for the run that a call may have begun, whose id it did not tell."""
     kind, within = tracker.passing.kind, tracker.passing.within
     sent = tracker.sent_at
     when = (

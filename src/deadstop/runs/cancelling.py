@@ -38,7 +38,7 @@ from deadstop.runs.chase import Chase
 from deadstop.runs.inbox import make_way, work_off
 from deadstop.runs.later import Later
 from deadstop.runs.receipts import noted
-from deadstop.runs.summary import later_of, sum_up
+from deadstop.runs.summary import as_known_now, later_of, sum_up
 from deadstop.runs.waiting import Wanted
 from deadstop.runs.waiting import intent as built
 
@@ -336,12 +336,7 @@ class Cancelling:
         if len(final.later) != len(self._late):
             final = self._final = replace(final, later=later_of(self))
         final = self._final = noted(final, self.run.kept)
-        revivals = () if self.run.remote is None else tuple(self.run.remote.revivals)
-        if final.revivals != revivals:
-            final = self._final = replace(final, revivals=revivals)
-        seen = any(child.receipt is not None and child.receipt.revivals for child in self._children)
-        if any(child.revivals for child in final.children) is not seen:
-            final = self._final = replace(final, children=self._receipts(None))
+        final = self._final = as_known_now(final, self)
         return final
 
     def _still_unconfirmed(self) -> bool:

@@ -16,7 +16,7 @@ from deadstop.calls.clock import REAL, Clock
 from deadstop.calls.completion import Completion
 from deadstop.calls.errand import Result
 from deadstop.core.cancellation import Target
-from deadstop.core.diagnosis import Facts, cut_short
+from deadstop.core.diagnosis import cut_short
 from deadstop.core.machine import (
     AbandonWait,
     Answer,
@@ -84,6 +84,8 @@ class Chase:
         self.machine = Cancellation.new(Target.UNBORN if remote.ref is None else Target.REMOTE, poll=policy.poll)
         self.cancels: dict[float, Attempt] = {}  # by number,
         self.reads: dict[float, Attempt] = {}  # and those without one by when they were begun
+        remote.cancels.append(self.cancels)
+        remote.reads.append(self.reads)
         self.left = Completion()  # answers those who wait for `sent`
         self.accepted = Completion()  # `accepted`
         self.done = Completion()  # `confirmed`, or as near as it got
@@ -100,12 +102,11 @@ class Chase:
         self._heard: Optional[tuple[RunStatus, Optional[str]]] = None  # what the last answer to a cancel said
         self._hopeless = 0
         self.stopped = False
-        self._wrong_target = False
+        self.wrong_target = False
         self.held_back = False
-        self._connection_lost = False
-        self._phase = Phase.UNKNOWN
-        self._statuses: list[int] = []
-        self._gone = False  # the last status read said that there is no such run
+        self.phase = Phase.UNKNOWN  # that the last telling request was in, if it had no answer
+        self.statuses: list[int] = []
+        self.gone = False  # the last status read said that there is no such run
         if remote.status.is_over:
             self.feed(self._seen(0.0))
         remote.listen(self._changed)
@@ -147,8 +148,6 @@ class Chase:
         if remote.never_ran:
             self.feed(NeverSent(at=now))
         elif remote.lost:
-            # Unless it is we who have just shut its socket down.
-            self._connection_lost = self._connection_lost or not self.machine.ended
             self.deadline_passed()  # there is no id to come, so there is nothing to wait for
         else:
             if not self.machine.known and remote.ref is not None:
@@ -227,8 +226,7 @@ class Chase:
         self._stop_timers()
         out = self.under_way
         if out is not None:
-            if self.machine.outcome is Outcome.UNCONFIRMED:
-                out.note()
+            out.note(self.machine.outcome is Outcome.UNCONFIRMED)
             out.abandon()
         self._let_go()
         self._settled(self)
@@ -286,7 +284,7 @@ class Chase:
         self.note(result)
         now = self.clock.now()
         if result.status is not None:
-            self._gone = result.status == 404
+            self.gone = result.status == 404
         if result.status is not None and result.status < 400:
             status, word = self._status_in(result)
             if word is None:
@@ -297,7 +295,7 @@ class Chase:
             self._saw(number, status, word)
             return
         if result.status is not None:
-            self._statuses.append(result.status)
+            self.statuses.append(result.status)
         if result.status == 404 and not self._is_young(now):
             self.feed(StatusRead(at=now, run=RunStatus.GONE, read=number))
         else:
@@ -333,7 +331,7 @@ class Chase:
         if found is None:
             return RunStatus.UNKNOWN, None
         if found[0] != self.ref:
-            self._wrong_target = True
+            self.wrong_target = True
             return RunStatus.UNKNOWN, None
         return kind.read(found[1]), found[1]
 
@@ -350,14 +348,16 @@ class Chase:
         attempt, noted = result.attempt, self.cancels if cancel else self.reads
         key = attempt.number or attempt.started
         if not under_way:
+            if attempt.status is None and key in noted and self.machine.outcome is not Outcome.UNCONFIRMED:
+                return  # it was broken off because the run was over, as it says there
             noted[key] = attempt
         elif noted.setdefault(key, attempt) is not attempt:
             return
         requests = [*self.cancels.values(), *self.reads.values()]
         if result.status is not None:
-            self._phase = Phase.UNKNOWN
+            self.phase = Phase.UNKNOWN
         elif not cut_short(attempt, requests, self.machine.deadline):
-            self._phase = result.phase
+            self.phase = result.phase
         if result.headers is not None and self.remote.server is UNKNOWN:
             self.remote.server = recognise(self.remote.channel.base_url, result.headers)
 
@@ -376,25 +376,3 @@ class Chase:
             return False
         found = max(self.machine.evidence, self.remote.server.word, key=lambda evidence: evidence.rank)
         return found.rank < self.policy.evidence.rank
-
-    def facts(self) -> Facts:
-        """What a diagnosis goes by."""
-        machine, remote = self.machine, self.remote
-        return Facts(
-            target=machine.target,
-            attempts=tuple(self.cancels.values()),
-            phase=self._phase,
-            caller_inside=True,
-            connection_lost=self._connection_lost,
-            statuses=tuple(self._statuses),
-            accepted=machine.accepted,
-            status=RunStatus.GONE if self._gone else remote.status,
-            status_word=remote.word,
-            finished_before=remote.word if machine.over is RunStatus.FINISHED else None,
-            wrong_target=self._wrong_target,
-            held_back=self.held_back,
-            id_known=remote.ref is not None,
-            wanted=self.policy.evidence.value if self.doubtful else None,
-            elapsed=self.clock.now() - machine.intent.at if machine.intent is not None else None,
-            deadline=machine.deadline,
-        )

@@ -16,6 +16,7 @@ from deadstop.core.diagnosis import diagnose
 from deadstop.core.model import Cause, Evidence, Intent, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.runs.chase import Chase
+from deadstop.runs.receipts import evidence_on
 
 if TYPE_CHECKING:
     from deadstop.runs.remote import Remote
@@ -126,7 +127,7 @@ class Reconciler:
                     "The cancel of %r went on after its timeout, and came to: %s.", run.name, chase.machine.outcome
                 )
             else:
-                log.warning("Gave up on cancelling %r: %s", run.name, diagnose(chase.facts()))
+                log.warning("Gave up on cancelling %r: %s", run.name, diagnose(evidence_on(chase)))
             self._tell(id(remote))
 
         bounded = policy.replace(timeout=max(min(until - now, stretch), 0.001))

@@ -9,7 +9,7 @@ from collections import deque
 from typing import Any, Callable, Optional
 
 from deadstop.calls.clock import REAL, Clock
-from deadstop.core.model import Evidence, Orphan, RunStatus
+from deadstop.core.model import Attempt, Evidence, Orphan, RunStatus
 from deadstop.kinds.base import Kind, Ref
 from deadstop.kinds.servers import recognise
 
@@ -26,6 +26,7 @@ class Remote:
         "_listeners",
         "_queue",
         "_turn",
+        "cancels",
         "channel",
         "clock",
         "evidence",
@@ -35,8 +36,10 @@ class Remote:
         "never_ran",
         "orphan",
         "over_at",
+        "reads",
         "ref",
         "revivals",
+        "seen_at",
         "server",
         "status",
         "tracker",
@@ -53,6 +56,9 @@ class Remote:
         self.status = RunStatus.UNKNOWN
         self.evidence = Evidence.NONE
         self.over_at: Optional[float] = None  # when it was read as over
+        self.seen_at: Optional[float] = None  # when its status was last asked for, by anybody
+        self.cancels: list[dict[float, Attempt]] = []  # of each chase after it, in order
+        self.reads: list[dict[float, Attempt]] = []
         self.lost = False  # its create is over, and told no id
         self.never_ran = False  # and provably no run was made
         self.tracker: Any = None  # of the call that brings it
@@ -108,6 +114,7 @@ class Remote:
             self.revivals.append((time.time(), word))
         self.word, self.status, self.evidence = word, status, evidence
         self.over_at = self.clock.now() if status.is_over else None
+        self.seen_at = self.clock.now() if asked_at is None else asked_at
         self._tell()
         return revived
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Callable
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from deadstop.runs.chase import Chase
 
 __all__ = ["Sending"]
+
+UNNEEDED = "the run was over before this was answered"
 
 
 class Sending:
@@ -56,10 +59,12 @@ class Sending:
             self._chase.held_back = True
             self._free()
 
-    def note(self) -> None:
-        """Time is up: what is under way counts as it stands."""
+    def note(self, in_vain: bool) -> None:
+        """It is not waited for any more: what is under way counts as it stands. `in_vain`: because time is up."""
         out = self._out
         found = None if out is None else out.so_far()
+        if found is not None and not in_vain:
+            found = replace(found, attempt=replace(found.attempt, error=UNNEEDED)) if found.may_have_arrived else None
         if found is not None:
             self._chase.note(found, cancel=self._cancels, under_way=True)
 

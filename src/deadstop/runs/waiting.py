@@ -136,20 +136,23 @@ def goals(cancelling: Cancelling, asked: Terms, wanted: Wanted) -> Iterator[Comp
 
     `wanted` is that of this canceller. If its time is not up when another's was, it goes on with what is left to it.
     """
-    level = asked.level
-    if level is Level.CONFIRMED:
+    if asked.level is Level.CONFIRMED:
         yield from (cancelling.done, *cancelling.run.recorded())
-        if is_unconfirmed(cancelling) and time.monotonic() < asked.deadline:
-            more = go_on(cancelling, intent(cancelling.run, wanted))
-            if more is not None:
-                yield more
-        return
+    elif not is_unconfirmed(cancelling):
+        yield from _lesser_goals(cancelling, asked.level)
+    if is_unconfirmed(cancelling) and time.monotonic() < asked.deadline:
+        more = go_on(cancelling, intent(cancelling.run, wanted))
+        if more is not None:
+            yield more
+
+
+def _lesser_goals(cancelling: Cancelling, level: Level) -> Iterator[Completion]:
     if cancelling.run.remote is not None:
         yield cancelling.chasing  # another canceller may be about to begin with it
         if cancelling._chase is not None:
             yield cancelling._chase.left if level is Level.SENT else cancelling._chase.accepted
     for child in list(cancelling._children):
-        yield from goals(child, asked, wanted)
+        yield from _lesser_goals(child, level)
 
 
 def first_wait(cancelling: Cancelling, asked: Wish) -> Optional[Call]:
