@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import threading
 import time
+from typing import Any
 
 import pytest
 from worlds import until
@@ -14,6 +15,16 @@ from deadstop.calls import timers
 
 def no_thread() -> bool:
     return not any("deadlines" in thread.name for thread in threading.enumerate())
+
+
+def fresh() -> Any:
+    """A module that has no thread yet, whatever other tests have left."""
+    found = importlib.util.find_spec("deadstop.calls.timers")
+    assert found is not None
+    assert found.loader is not None
+    made = importlib.util.module_from_spec(found)
+    found.loader.exec_module(made)
+    return made
 
 
 def test_a_stopped_deadline_keeps_no_thread() -> None:
@@ -30,11 +41,7 @@ def test_a_stopped_deadline_keeps_no_thread() -> None:
 
 def test_a_thread_that_could_not_be_started_is_started_later(monkeypatch: pytest.MonkeyPatch) -> None:
     """The system had no more threads once. That is told, and the next deadline is kept again."""
-    found = importlib.util.find_spec("deadstop.calls.timers")
-    assert found is not None
-    assert found.loader is not None
-    timers = importlib.util.module_from_spec(found)  # one that has no thread yet, whatever other tests have left
-    found.loader.exec_module(timers)
+    timers = fresh()
     start = threading.Thread.start
 
     def refuse(self: threading.Thread) -> None:
@@ -48,6 +55,37 @@ def test_a_thread_that_could_not_be_started_is_started_later(monkeypatch: pytest
     monkeypatch.undo()
     fired = threading.Event()
     timers.at(time.monotonic() + 0.01, fired.set)
+    assert fired.wait(5)
+
+
+@pytest.mark.parametrize("seconds", [3e6, 1e10, 1e18, 1e308])
+def test_a_deadline_that_is_never_due_leaves_the_others_alone(seconds: float) -> None:
+    """The system can't wait for so long at a time. The next deadlines, beside it and after it, come in time."""
+    beside, after = threading.Event(), threading.Event()
+    never = timers.at(time.monotonic() + seconds, no_thread)
+    try:
+        timers.at(time.monotonic() + 0.05, beside.set)
+        assert beside.wait(5)
+    finally:
+        never.stop()
+    timers.at(time.monotonic() + 0.05, after.set)
+    assert after.wait(5)
+
+
+def test_what_breaks_the_wait_does_not_end_the_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread has no memory for its wait, say. It waits again, and a deadline comes late rather than never."""
+    timers, broken, fired = fresh(), threading.Event(), threading.Event()
+    wait = timers._lock.wait
+
+    def no_memory(seconds: float) -> bool:
+        timers._lock.wait = wait
+        broken.set()
+        raise MemoryError
+
+    timers._lock.wait = no_memory
+    monkeypatch.setattr(timers, "PAUSE", 0.01)
+    timers.at(time.monotonic() + 0.1, fired.set)
+    assert broken.wait(5)
     assert fired.wait(5)
 
 

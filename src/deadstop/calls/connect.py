@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any, Callable, Optional
 
 from deadstop.calls.call import Call, Interruption
+from deadstop.calls.timers import LONGEST
 from deadstop.core.model import Interrupted, Phase
 
 __all__ = ["connect_tcp", "core", "start_tls", "stream_of", "wait"]
@@ -201,12 +202,13 @@ def _wait(
 
 def _poll(ours: Optional[socket.socket], sock: Any, timeout: Optional[float], write: bool) -> bool:
     wakers = [] if ours is None else [ours]
+    timeout = None if timeout is None else min(max(timeout, 0.0), LONGEST)
     if hasattr(select, "poll"):  # no limit on descriptors, as select has
         poll = select.poll()
         for each in wakers:
             poll.register(each, select.POLLIN)
         poll.register(sock, select.POLLOUT if write else select.POLLIN)
-        return bool(poll.poll(None if timeout is None else max(timeout * 1000, 0)))
+        return bool(poll.poll(None if timeout is None else timeout * 1000))
     read, writes = (wakers, [sock]) if write else ([*wakers, sock], [])
     return any(select.select(read, writes, writes, timeout))
 

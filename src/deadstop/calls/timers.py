@@ -10,7 +10,7 @@ import threading
 import time
 from typing import Callable
 
-__all__ = ["Timer", "at"]
+__all__ = ["LONGEST", "Timer", "at"]
 
 log = logging.getLogger("deadstop")
 
@@ -20,6 +20,12 @@ _running = False
 _order = itertools.count()
 _stopped = 0  # of those in the heap, about
 _SPARSE = 100
+
+LONGEST = 2_000_000.0
+"""How long (seconds, 23 days) one wait may be. A system can't wait for ever so long: `poll` takes 2**31 milliseconds."""
+
+PAUSE = 1.0
+"""How long (seconds) the thread rests after what should not have happened, should it happen again at once."""
 
 
 class Timer:
@@ -78,21 +84,31 @@ def at(due: float, work: Callable[[], None]) -> Timer:
 
 
 def _run() -> None:
-    global _running
-    while True:
-        with _lock:
-            _drop_stopped()  # one that was stopped while another was before it
-            while _heap and (left := _heap[0].due - time.monotonic()) > 0:
-                _lock.wait(left)
-                _drop_stopped()
-            if not _heap:
-                _running = False
-                return
-            timer = heapq.heappop(_heap)
+    over = False
+    while not over:
         try:
-            timer.fire()
-        except BaseException:  # a callback of the user's that means to leave, in a thread that is not theirs
-            log.exception("A deadline's cancel failed; the other deadlines stand.")
+            over = _fire_next()
+        except BaseException:  # nothing that may happen here is to end the other deadlines
+            time.sleep(PAUSE)
+
+
+def _fire_next() -> bool:
+    """Wait for the next deadline, and do what is due. Whether there was none: the thread ends."""
+    global _running
+    with _lock:
+        _drop_stopped()  # one that was stopped while another was before it
+        while _heap and (left := _heap[0].due - time.monotonic()) > 0:
+            _lock.wait(min(left, LONGEST))
+            _drop_stopped()
+        if not _heap:
+            _running = False
+            return True
+        timer = heapq.heappop(_heap)
+    try:
+        timer.fire()
+    except BaseException:  # a callback of the user's that means to leave, in a thread that is not theirs
+        log.exception("A deadline's cancel failed; the other deadlines stand.")
+    return False
 
 
 def _forked() -> None:

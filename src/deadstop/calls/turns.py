@@ -15,6 +15,7 @@ from typing import Any, Callable, Optional
 import anyio
 
 from deadstop.calls.call import Call, Interruption, active_call
+from deadstop.calls.timers import LONGEST
 from deadstop.core.model import Interrupted
 
 __all__ = [
@@ -172,7 +173,7 @@ class Permits:
                     left = until - time.monotonic()
                     if left <= 0:
                         raise Overdue
-                mine.turn.wait(left)
+                mine.turn.wait(None if left is None else min(left, LONGEST))
                 mine.turn.clear()
         finally:
             if call is not None:

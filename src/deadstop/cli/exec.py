@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any, Callable, Optional
 
 from deadstop.calls.call import Call, Interruption
+from deadstop.calls.timers import LONGEST
 from deadstop.cli.forks import give_back
 from deadstop.cli.script import ScriptError, prepare, show
 from deadstop.cli.wake import Wake
@@ -72,7 +73,7 @@ class Supervisor:
     """One run of a script, and the signals that may come meanwhile."""
 
     def __init__(self, grace: float) -> None:
-        self._grace = grace
+        self._grace = min(grace, LONGEST)
         self._signal: Optional[int] = None
         self._deadline = 0.0
         self._calls: list[Call] = []  # those in flight when the signal came

@@ -131,7 +131,7 @@ class _Channel:
 
     def _timed(self, request: Any, timeout: float) -> Any:
         # Per operation; the whole errand is bounded by a timer.
-        limits = dict.fromkeys(("connect", "read", "write", "pool"), timeout)
+        limits = dict.fromkeys(("connect", "read", "write", "pool"), min(timeout, timers.LONGEST))
         request.extensions = {**request.extensions, "timeout": limits}
         return request
 

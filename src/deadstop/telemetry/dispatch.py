@@ -141,7 +141,7 @@ def flush(timeout: float = AT_EXIT) -> bool:
     """Wait at most `timeout` seconds until everybody was told of what has happened so far; whether that is so."""
     told = threading.Event()
     _submit(told.set)
-    return told.wait(timeout)
+    return told.wait(min(timeout, threading.TIMEOUT_MAX))
 
 
 # The thread. Whoever gets the lock sees to the queue, and looks at it again after letting go.
