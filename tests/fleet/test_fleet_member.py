@@ -50,6 +50,26 @@ def test_a_process_is_there_until_all_is_written(url: str) -> None:
     other.close()
 
 
+def test_a_process_that_closes_leaves_the_connection_to_who_reads(url: str) -> None:
+    """What is read just now may take long: the close is bounded, and takes no connection out of anybody's hands."""
+    leaving, reading, go_on = Member(url), threading.Event(), threading.Event()
+    found: list[object] = []
+
+    def read() -> object:
+        reading.set()
+        go_on.wait(20.0)
+        return leaving.ledger.runs()
+
+    leaving.read(read, lambda value, error: found.append(error or value))
+    assert reading.wait(20.0)
+    assert leaving.writes.drain(20.0)
+    leaving.close(1.0)
+    go_on.set()
+    assert leaving.reads.drain(20.0)
+    assert found == [[]]
+    leaving.ledger.close()
+
+
 def test_who_starts_keeps_house(url: str, ledger: Ledger) -> None:
     """What ended more than thirty days ago is forgotten, so a file that nobody looks after does not grow for ever."""
     by = Process("gone:1:1", "gone", 1)

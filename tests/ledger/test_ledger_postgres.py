@@ -21,7 +21,7 @@ from deadstop.errors import LedgerSchemaError, LedgerUnavailable, LedgerUrlError
 from deadstop.ledger import connect
 from deadstop.ledger.book import Book
 from deadstop.ledger.leases import LEASE
-from deadstop.ledger.postgres import PAUSE, Postgres
+from deadstop.ledger.postgres import PAUSE, Postgres, _close_all
 from deadstop.ledger.queries import Migration, migrations
 
 psycopg = pytest.importorskip("psycopg")
@@ -284,6 +284,20 @@ def test_a_bad_address_is_an_error_without_its_password() -> None:
         connect("postgresql://u:hunter2@127.0.0.1:1/x", patience=2)
     assert down.value.url == "postgresql://u@127.0.0.1:1/x"
     assert "hunter2" not in str(down.value)
+
+
+def test_no_connection_is_closed_that_a_thread_could_still_borrow() -> None:
+    """At the end of the process threads may go on: an idle connection is taken out of their reach first."""
+    idle: list[Any] = []
+    reachable: list[bool] = []
+
+    class Connection:
+        def close(self) -> None:
+            reachable.append(self in idle)
+
+    idle += [Connection(), Connection()]
+    _close_all(idle)
+    assert reachable == [False, False]
 
 
 def test_a_closed_ledger_says_so(url: str) -> None:

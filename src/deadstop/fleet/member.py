@@ -358,8 +358,7 @@ class Member(Others):
             self.post.close()  # not before: who finds it closed takes up what is still to be written
         if self.wire is not None:
             self._listener.join(timeout)
-        if written:
-            self.reads.drain(timeout)
+        if written and self.reads.drain(timeout):  # else its connections are in use, and closing them would wait
             self.ledger.close()
         if self.exchange is not None:
             self.exchange.close()  # last: what was settled just now is told over it

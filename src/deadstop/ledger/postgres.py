@@ -201,9 +201,7 @@ class Postgres:
         return made
 
     def _drop_idle(self) -> None:
-        with suppress(IndexError):
-            while True:
-                self._idle.pop().close()
+        _close_all(self._idle)
 
     # The schema.
 
@@ -345,8 +343,9 @@ def _without_password(url: str) -> str:
 
 
 def _close_all(connections: list[Connection]) -> None:
-    for each in connections:
-        each.close()
+    with suppress(IndexError):  # taken out first: at the end of the process a thread may be about to borrow one
+        while True:
+            connections.pop().close()
 
 
 def _after_fork() -> None:

@@ -96,7 +96,9 @@ class Sqlite:
         self._closed = False
         self._open: list[sqlite3.Connection] = []
         self._fresh()
-        weakref.finalize(self, _close_all, self._open)
+        # Not at the end of the process: a thread may be in the midst of a write, and to close its connection under it
+        # is a crash. What is left open then the system closes.
+        weakref.finalize(self, _close_all, self._open).atexit = False
         _all.add(self)
         self.write(_nothing)
 
