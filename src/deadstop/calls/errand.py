@@ -51,7 +51,7 @@ class Errand(Call):
 
     resolves_first = True  # a cancel's own times are worth a second look-up, which the system has at hand
 
-    __slots__ = ("_may", "_on_left", "ended_in")
+    __slots__ = ("_may", "_on_left", "ended_by", "ended_in")
 
     def __init__(
         self,
@@ -66,6 +66,7 @@ class Errand(Call):
         self._on_left: Optional[Callable[[], None]] = on_left
         self._may = may
         self.ended_in = Phase.UNKNOWN
+        self.ended_by = "its time was up"  # where there is no answer, and no error
 
     def sending(self, multiplexed: bool) -> None:
         if self._may is not None and not self._may():
@@ -94,18 +95,18 @@ class Errand(Call):
         facts = {**self.attempt, "number": number, "ended": time.monotonic()}
         facts.setdefault("started", self.started)
         if answer is None:
-            facts["error"] = _in_words(error, self.cancelled, facts.get("error"))
+            facts["error"] = _in_words(error, self.cancelled, facts.get("error"), self.ended_by)
             return Result(Attempt(**facts), may_have_arrived=self.sent, phase=phase)
         wait = retry_after(answer.headers)
         facts.update(status=answer.status_code, request_id=answer.headers.get("x-request-id"), retry_after=wait)
         return Result(Attempt(**facts), answer.status_code, _json(answer), wait, True, phase, answer.headers)
 
 
-def _in_words(error: Optional[BaseException], timed_out: bool, noted: Optional[str]) -> str:
-    if noted is not None and not timed_out:
+def _in_words(error: Optional[BaseException], cancelled: bool, noted: Optional[str], ended_by: str) -> str:
+    if noted is not None and not cancelled:
         return noted
-    if timed_out or error is None:
-        return "its time was up"
+    if cancelled or error is None:
+        return ended_by
     cause = getattr(error, "__cause__", None) or error
     return f"{type(cause).__name__}: {cause}"
 

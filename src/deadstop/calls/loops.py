@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import logging
 import sys
 import threading
 import types
@@ -13,6 +15,8 @@ from typing import Any, Callable, Optional
 import anyio
 
 __all__ = ["Loop", "asked_of", "miscounted", "stands_in", "who_runs"]
+
+log = logging.getLogger("deadstop")
 
 
 class Loop:
@@ -45,8 +49,11 @@ class Loop:
             token = trio.lowlevel.current_trio_token()
             if last is not None and last._key is token:
                 return last
+            # What escapes from either ends the whole run, as an error of trio's own.
             return cls(
-                token, token.run_sync_soon, lambda work: trio.lowlevel.spawn_system_task(work, name="deadstop clean-up")
+                token,
+                lambda function: token.run_sync_soon(_guarded, function),
+                lambda work: trio.lowlevel.spawn_system_task(_apart, work, name="deadstop clean-up"),
             )
         loop = loop or asyncio.get_running_loop()
         return cls(loop, loop.call_soon_threadsafe, lambda work: _keep(loop.create_task(work())))
@@ -105,11 +112,34 @@ class Loop:
 
     def spawn(self, work: Callable[[], Coroutine[Any, Any, None]]) -> bool:
         """Start `work` as a task of its own on the loop. False if the loop is gone."""
-        return self.call(lambda: self.start(work))
+        return self.call(lambda: self.begin(work))
 
-    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """As `spawn`, from the loop's own thread."""
-        self._spawn(work)
+    def begin(
+        self, work: Callable[[], Coroutine[Any, Any, None]], unbegun: Optional[Callable[[], object]] = None
+    ) -> None:
+        """As `spawn`, from the loop's own thread. A loop that is about to end may end the task before its first step,
+        or take no more of them: then `unbegun()` is called."""
+        if unbegun is None:
+            with contextlib.suppress(RuntimeError):
+                self.start(work)
+            return
+        begun: list[bool] = []
+
+        async def noted() -> None:
+            begun.append(True)
+            await work()
+
+        try:
+            task = self.start(noted)
+        except RuntimeError:
+            unbegun()
+            return
+        if isinstance(task, asyncio.Task):  # trio gives each its first step
+            task.add_done_callback(lambda _: begun or unbegun())
+
+    def start(self, work: Callable[[], Coroutine[Any, Any, None]]) -> Any:
+        """As `spawn`, from a task of the loop, for the task. Raises RuntimeError if the loop takes no more of them."""
+        return self._spawn(work)
 
     def future(self) -> Optional[asyncio.Future[None]]:
         """A future of the loop, to be awaited from a task of it; None where there are none (trio)."""
@@ -130,6 +160,12 @@ class Loop:
         if isinstance(self._key, asyncio.AbstractEventLoop):
             return self._key.is_running()
         return self.call(_nothing)
+
+    def is_over(self) -> bool:
+        """Whether it will never run again."""
+        if isinstance(self._key, asyncio.AbstractEventLoop):
+            return self._key.is_closed()
+        return not self.turns()
 
     def is_same(self, other: Loop) -> bool:
         """Whether both are the same loop."""
@@ -189,9 +225,24 @@ def miscounted() -> bool:
 _kept: set[asyncio.Task[None]] = set()  # asyncio keeps only weak references to tasks
 
 
-def _keep(task: asyncio.Task[None]) -> None:
+def _keep(task: asyncio.Task[None]) -> asyncio.Task[None]:
     _kept.add(task)
     task.add_done_callback(_kept.discard)
+    return task
+
+
+def _guarded(function: Callable[[], Any]) -> None:
+    try:
+        function()
+    except Exception:
+        log.exception("What deadstop does on the event loop failed unexpectedly.")
+
+
+async def _apart(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    try:
+        await work()
+    except Exception:
+        log.exception("A task of deadstop's own failed unexpectedly.")
 
 
 def _nothing() -> None:

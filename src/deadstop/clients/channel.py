@@ -12,6 +12,7 @@ import importlib
 import time
 import weakref
 from collections import deque
+from functools import partial
 from typing import Any, Callable, Optional
 
 import anyio
@@ -23,7 +24,7 @@ from deadstop.calls.fresh import fresh_client
 from deadstop.calls.loops import Loop
 from deadstop.calls.workers import LIMIT, Workers
 from deadstop.clients.moulds import FRESH, KEYS, Captured, Mould, builder, is_personal, lend, sort_of
-from deadstop.core.model import Attempt, Phase
+from deadstop.clients.outgoing import Outgoing, not_sent
 from deadstop.kinds.base import Request
 
 __all__ = ["AsyncChannel", "Channel", "package_of"]
@@ -46,35 +47,6 @@ def package_of(thing: Any, *names: str) -> Any:
         if name in names:
             return importlib.import_module(name)
     return None
-
-
-class Outgoing:
-    """A request of ours: to be sent within `timeout` seconds, or under way. Its `errand` is made when it begins."""
-
-    __slots__ = ("abandoned", "due", "errand", "number")
-
-    def __init__(self, number: int, timeout: float) -> None:
-        self.number = number
-        self.due = time.monotonic() + timeout
-        self.errand: Optional[Errand] = None
-        self.abandoned = False
-
-    def begin(self, errand: Errand) -> Errand:
-        """It is under way."""
-        self.errand = errand
-        if self.abandoned:  # in the moment between the look and now
-            errand.interrupt()
-        return errand
-
-    def abandon(self) -> None:
-        """Nobody waits for it any more. Never blocks; any thread."""
-        self.abandoned = True
-        if self.errand is not None:
-            self.errand.interrupt()
-
-    def so_far(self) -> Optional[Result]:
-        """What is known of it while it is under way, as if it ended now. None before it has begun."""
-        return None if self.errand is None else self.errand.result(self.number)
 
 
 class _Channel:
@@ -189,7 +161,7 @@ class Channel(_Channel):
 
         def work() -> None:
             if out.abandoned or self.closed:
-                done(_not_sent(number))
+                done(not_sent(number))
                 return
             errand = out.begin(Errand(request.method, request.path, left, may))
             timer = timers.at(out.due, errand.interrupt)
@@ -228,41 +200,59 @@ class Channel(_Channel):
             blocking.close_pools(self._http)
 
 
+class _Home:
+    """A loop that requests are sent from, and what is under way there: of each, whom to tell."""
+
+    __slots__ = ("ends", "loop", "running", "unanswered", "waiting")
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        self.ends = False  # it has begun to end its tasks, or takes no more of them
+        self.running = 0
+        self.waiting: deque[tuple[Outgoing, Any]] = deque()
+        self.unanswered: dict[Outgoing, Done] = {}
+
+
 class AsyncChannel(_Channel):
     """The control channel of an async client: requests run as tasks of the loop that the client is used on."""
 
     def __init__(self, client: Any) -> None:
         super().__init__(client)
-        self._waiting: deque[Told] = deque()
-        self._running = 0
-        self._loop: Optional[Loop] = None
+        self._home: Optional[_Home] = None
+        self._leaving: Optional[Loop] = None  # while its requests are told that it ends
         self._ended: Optional[anyio.Event] = None  # set when nothing is under way; made when that is waited for
         self.at_home()
 
     def at_home(self) -> None:
         """The current task's loop is the one to send from. Connections that belong to another are forgotten."""
-        loop = Loop.current()
-        if self._loop is None or not self._loop.is_same(loop):
-            if self._loop is not None:
-                before, self._http = self._http, fresh_client(self._http)
-                if not self._loop.turns():
-                    self._under_way.clear()
-                states: Any = type(getattr(before, "_state", None))
-                if hasattr(states, "CLOSED"):  # or the SDK's destructor closes, in this loop, what belongs to that one
-                    before._state = states.CLOSED
-            concurrent.hook_client(self._http)
-            self._running, self._loop = 0, loop
+        loop, before = Loop.current(), self._home
+        if before is not None and before.loop.is_same(loop) and not before.ends:
+            return
+        if self._leaving is not None and self._leaving.is_same(loop):
+            return
+        if before is not None and not before.loop.is_same(loop):
+            http, self._http = self._http, fresh_client(self._http)
+            if not before.loop.turns():
+                self._under_way.clear()
+            states: Any = type(getattr(http, "_state", None))
+            if hasattr(states, "CLOSED"):  # or the SDK's destructor closes, in this loop, what belongs to that one
+                http._state = states.CLOSED
+        concurrent.hook_client(self._http)
+        self._home = _Home(loop)
+        if before is not None and before.loop.is_over():  # without a word to the tasks that it still had
+            for out in list(before.unanswered):
+                self._answer(before, out, out.cut_off("the event loop was closed"))
 
     def come_home(self) -> None:
         """As `at_home`, if the loop that it is at home on is over, or stands still."""
-        if self._loop is None or not self._loop.turns():
+        if self._home is None or self._home.ends or not self._home.loop.turns():
             with contextlib.suppress(RuntimeError):  # nor is there one here: nothing can be sent
                 self.at_home()
 
     def spawn(self, work: Told) -> bool:
         """Have `work` run soon, on the loop. False if the loop is over. Any thread, and signal handlers."""
         self.come_home()
-        return self._loop is not None and self._loop.call(work)
+        return self._home is not None and not self._home.ends and self._home.loop.call(work)
 
     def send(
         self, request: Request, number: int, timeout: float, left: Told, done: Done, may: Optional[May] = None
@@ -273,41 +263,57 @@ class AsyncChannel(_Channel):
         """
         out = Outgoing(number, timeout)
         self.come_home()
-        loop = self._loop
+        home = self._home
+        if home is None or home.ends:
+            done(not_sent(number, "the event loop is closed"))
+            return out
+        home.unanswered[out] = done
 
         async def work() -> None:
-            result = _not_sent(number, "the event loop is closing")
+            result = not_sent(number)
             try:
-                if out.abandoned or self.closed:
-                    result = _not_sent(number)
-                else:
+                if not out.abandoned and not self.closed:
                     errand = out.begin(Errand(request.method, request.path, left, may, in_task=True))
                     result = await self._send(request, out, errand, timeout)
             except BaseException:  # the loop ends its tasks: there is nobody left to send
-                self._loop = None
+                self._leave(home, out)
                 raise
-            finally:
-                self._running -= 1
-                self._next()
-                done(result)
+            home.running -= 1
+            self._next(home)
+            self._answer(home, out, result)
 
         def start() -> None:
-            self._waiting.append(lambda: self._run(work))
-            self._next()
+            home.waiting.append((out, work))
+            self._next(home)
 
-        if loop is None or not loop.call(start):
-            done(_not_sent(number, "the event loop is closed"))
+        if not home.loop.call(start):
+            self._answer(home, out, not_sent(number, "the event loop is closed"))
         return out
 
-    def _run(self, work: Any) -> None:
-        assert self._loop is not None
-        self._loop.start(work)
+    def _answer(self, home: _Home, out: Outgoing, result: Result) -> None:
+        done = home.unanswered.pop(out, None)
+        if done is not None:
+            done(result)
 
-    def _next(self) -> None:
-        # Only ever on the loop.
-        while self._waiting and self._running < LIMIT and self._loop is not None:
-            self._running += 1
-            self._waiting.popleft()()
+    def _next(self, home: _Home) -> None:
+        # Only ever on its loop.
+        while home.waiting and home.running < LIMIT:
+            out, work = home.waiting.popleft()
+            home.running += 1
+            home.loop.begin(work, partial(self._leave, home, out))
+
+    def _leave(self, home: _Home, out: Outgoing) -> None:
+        """The loop ends its tasks. What is to be sent when those hear of it who wait for one is not sent from there."""
+        home.running -= 1
+        home.ends = True
+        before, self._leaving = self._leaving, home.loop
+        try:
+            self._answer(home, out, out.cut_off("the event loop is closing"))
+            while home.waiting:
+                each, _ = home.waiting.popleft()
+                self._answer(home, each, each.cut_off("the event loop is closing"))
+        finally:
+            self._leaving = before
 
     async def _send(self, request: Request, out: Outgoing, errand: Errand, timeout: float) -> Result:
         self._begin(errand)
@@ -334,8 +340,8 @@ class AsyncChannel(_Channel):
         raise AssertionError("the SDK did not send what it has built")
 
     def _close_soon(self) -> None:
-        if self._loop is not None:
-            self._loop.spawn(self._close_idle)
+        if self._home is not None:
+            self._home.loop.spawn(self._close_idle)
 
     async def _close_idle(self) -> None:
         if not self._under_way:
@@ -345,13 +351,8 @@ class AsyncChannel(_Channel):
         """Close the channel's connections. What is under way ends; nothing more can be sent. Idempotent."""
         if not self.closed:
             self._stop()
-            if self._under_way and self._loop is not None and self._loop.is_same(Loop.current()):
+            if self._under_way and self._home is not None and self._home.loop.is_same(Loop.current()):
                 self._ended = anyio.Event()
                 with anyio.move_on_after(CLOSING):
                     await self._ended.wait()
             await concurrent.close_pools(self._http)
-
-
-def _not_sent(number: int, why: str = "it was not needed any more") -> Result:
-    now = time.monotonic()
-    return Result(Attempt(number, now, now, error=why), phase=Phase.CREATED)

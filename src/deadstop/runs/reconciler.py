@@ -138,7 +138,9 @@ class Reconciler:
             self._chases.pop(id(remote), None)
             self._tell(id(remote))
             return
-        remote.channel.spawn(lambda: chase.begin(replace(intent, at=now, deadline=float("inf"), request_id=None)))
+        wanted = replace(intent, at=now, deadline=float("inf"), request_id=None)
+        if not remote.channel.spawn(lambda: chase.begin(wanted)):  # it goes on once there is a loop again
+            chase.begin(wanted)
 
     def drop(self, remote: Remote) -> None:
         """Send nothing more for that remote run."""
