@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deadstop.core.diagnosis import CAUSES, EXPLANATIONS, RULES, DiagnosisClass, Facts, diagnose
+from deadstop.core.diagnosis import CAUSES, CLOSED, EXPLANATIONS, RULES, DiagnosisClass, Facts, diagnose
 from deadstop.core.machine import Target
 from deadstop.core.model import Attempt, Phase, RunStatus
 
@@ -57,6 +57,7 @@ def stuck(phase: Phase, **known: object) -> Facts:
 
 
 SILENT = Attempt(1, 0.0, 3.0, connect=0.01, error="ReadTimeout")
+SHUT = Attempt(2, 0.0, 0.3, connect=0.01, error=CLOSED)
 REUSED = Attempt(1, 0.0, 3.0, error="ReadTimeout")
 HURRIED = Attempt(2, 3.0, 3.01, dns=0.001, connect=0.008, error="ReadTimeout")
 
@@ -107,6 +108,10 @@ CASES = [
     ("caller_blocked", stuck(Phase.UNKNOWN, interruptible=False)),
     ("caller_blocked", stuck(Phase.READING, interruptible=False, attempts=(answered(200),))),
     ("unknown", Facts()),
+    ("unknown", remote(SHUT, phase=Phase.WAITING_FOR_HEADERS)),
+    ("unknown", remote(SHUT, phase=Phase.CONNECTING)),
+    ("server_overloaded", remote(answered(503), SHUT)),
+    ("server_slow", remote(SHUT, accepted=True, status=RunStatus.CANCELLING)),
 ]
 
 

@@ -195,6 +195,21 @@ def test_closing_the_client_ends_what_waits_for_a_run(world: Any, server: FakeOp
     until(lambda: server.open_connections == 0, "the end of all connections")
 
 
+def test_a_cancel_that_the_client_was_closed_on_says_so(world: Any, server: FakeOpenAI) -> None:
+    """The server had most of its time left, so it is not called slow."""
+    client = world.client(server.base_url, max_retries=0)
+    client.runs.policy = QUICK.replace(timeout=60.0, attempt_timeout=60.0, on_timeout="return")
+    data = begin(world, client)
+    server.add(faults.SlowHeaders(None), path="/cancel")
+    pending = world.start(client.runs.cancel, f"response:{data['id']}")
+    until(lambda: cancels(server), "the cancel")
+    world.close(client)
+    receipt = pending.result()
+    assert [each.error for each in receipt.attempts] == ["the client was closed"]
+    assert receipt.diagnosis.klass == "unknown"
+    assert receipt.diagnosis.evidence[0].startswith("The client was closed before the server had answered")
+
+
 def test_an_error_at_the_end_leaves_nothing_going_on(world: Any, server: FakeOpenAI) -> None:
     """The user's transport can't be closed; what goes on in the background is ended all the same."""
     client = world.client(server.base_url, max_retries=0)

@@ -187,6 +187,7 @@ def test_an_unconfirmed_cancel_is_an_error_with_its_diagnosis(
         (Attempt(1, 1.0, 2.0, status=503), {("http.response.status_code", 503), ("error.type", "503")}),
         (Attempt(1, 1.0, 2.0, error="ConnectError: refused by 10.0.0.1"), {("error.type", "ConnectError")}),
         (Attempt(1, 1.0, 2.0, error="its time was up"), {("error.type", "timeout")}),
+        (Attempt(1, 1.0, 2.0, error="the client was closed"), {("error.type", "_OTHER")}),
         (Attempt(1, 1.0, 2.0, status=200), {("http.response.status_code", 200)}),
     ],
 )

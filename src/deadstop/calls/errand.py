@@ -68,6 +68,12 @@ class Errand(Call):
         self.ended_in = Phase.UNKNOWN
         self.ended_by = "its time was up"  # where there is no answer, and no error
 
+    def end_by(self, what: str) -> None:
+        """Interrupt it because of that. Never blocks; any thread."""
+        if not self.cancelled:  # or it was ended before
+            self.ended_by = what
+        self.interrupt()
+
     def sending(self, multiplexed: bool) -> None:
         if self._may is not None and not self._may():
             self.cancelled = True

@@ -25,6 +25,7 @@ from deadstop.calls.loops import Loop
 from deadstop.calls.workers import LIMIT, Workers
 from deadstop.clients.moulds import FRESH, KEYS, Captured, Mould, builder, is_personal, lend, sort_of
 from deadstop.clients.outgoing import Outgoing, not_sent
+from deadstop.core.diagnosis import CLOSED
 from deadstop.kinds.base import Request
 
 __all__ = ["AsyncChannel", "Channel", "package_of"]
@@ -110,7 +111,7 @@ class _Channel:
     def _begin(self, errand: Errand) -> None:
         self._under_way.add(errand)
         if self.closed:  # in the moment between the look and now
-            errand.interrupt()
+            errand.end_by(CLOSED)
 
     def _end(self, errand: Errand) -> None:
         self._under_way.discard(errand)
@@ -123,6 +124,9 @@ class _Channel:
             return
         self._close_soon()
 
+    def _unsent(self, out: Outgoing) -> Result:
+        return not_sent(out.number, CLOSED) if self.closed else not_sent(out.number)
+
     def _close_soon(self) -> None:
         raise NotImplementedError
 
@@ -133,7 +137,7 @@ class _Channel:
             closing.stop()
         # A pool that is closed forgets a connection that is still being made, and nobody would close that one.
         for errand in list(self._under_way):
-            errand.interrupt()
+            errand.end_by(CLOSED)
 
 
 class Channel(_Channel):
@@ -161,7 +165,7 @@ class Channel(_Channel):
 
         def work() -> None:
             if out.abandoned or self.closed:
-                done(not_sent(number))
+                done(self._unsent(out))
                 return
             errand = out.begin(Errand(request.method, request.path, left, may))
             timer = timers.at(out.due, errand.interrupt)
@@ -270,7 +274,7 @@ class AsyncChannel(_Channel):
         home.unanswered[out] = done
 
         async def work() -> None:
-            result = not_sent(number)
+            result = self._unsent(out)
             try:
                 if not out.abandoned and not self.closed:
                     errand = out.begin(Errand(request.method, request.path, left, may, in_task=True))

@@ -16,6 +16,7 @@ from deadstop.core.model import Attempt, Diagnosis, DiagnosisClass, Phase, RunSt
 
 __all__ = [
     "CAUSES",
+    "CLOSED",
     "EXPLANATIONS",
     "RULES",
     "Diagnosis",
@@ -29,6 +30,9 @@ __all__ = [
 
 BRIEF = 0.05
 """How long (seconds) an attempt takes at the least that is worth anything when it is cut short."""
+
+CLOSED = "the client was closed"
+"""The error of an attempt that was under way just then."""
 
 EARLY = 0.001
 """How much (seconds) before the deadline what lasts until the deadline may end."""
@@ -121,6 +125,12 @@ def _sent_too_late(f: Facts) -> str | None:
         return f"The run was {f.finished_before} before the cancel was asked for."
     if f.status is RunStatus.FINISHED:
         return f"The run had finished (status {f.status_word or 'finished'}) when it was read back."
+    return None
+
+
+def _closed(f: Facts) -> str | None:
+    if f.answer is None and not f.accepted and f.attempts and f.attempts[-1].error == CLOSED:
+        return "The client was closed before the server had answered: the cancel was given no more time."
     return None
 
 
@@ -247,6 +257,7 @@ RULES: tuple[tuple[DiagnosisClass, Callable[[Facts], str | None]], ...] = (
     (DiagnosisClass.SENT_TOO_LATE, _sent_too_late),
     (DiagnosisClass.WRONG_TARGET, _wrong_target),
     (DiagnosisClass.NOT_SENT, _not_sent),
+    (DiagnosisClass.UNKNOWN, _closed),  # what it got to by then is nobody's fault
     (DiagnosisClass.DNS, _stuck(Phase.RESOLVING, saying="The server's name was still being resolved.")),
     (DiagnosisClass.CONNECT, _stuck(Phase.CONNECTING, saying="The connection was never established.")),
     (DiagnosisClass.TLS, _stuck(Phase.HANDSHAKING, saying="The TLS handshake never ended.")),

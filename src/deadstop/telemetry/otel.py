@@ -185,7 +185,8 @@ def _result(attempt: Attempt) -> dict[str, Any]:
             facts["error.type"] = str(attempt.status)
     elif attempt.error is not None:
         kind = attempt.error.partition(":")[0]
-        facts["error.type"] = kind if kind.isidentifier() else "timeout"  # "its time was up"
+        other = "timeout" if kind == "its time was up" else "_OTHER"  # the client was closed, say
+        facts["error.type"] = kind if kind.isidentifier() else other
     return facts
 
 
