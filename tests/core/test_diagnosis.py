@@ -133,6 +133,29 @@ def test_the_evidence_leads_to_its_class(klass: str, known: Facts) -> None:
     assert found.klass == klass, found
 
 
+FAILED = "ConnectError: [Errno -2] Name or service not known"
+
+
+@pytest.mark.parametrize(
+    ("phase", "failed", "stuck"),
+    [
+        (Phase.RESOLVING, "Resolving the server's name failed", "The server's name was never resolved."),
+        (Phase.CONNECTING, "Connecting failed", "The connection was never established."),
+        (Phase.HANDSHAKING, "The TLS handshake failed", "The TLS handshake was never completed."),
+    ],
+)
+def test_what_failed_is_not_said_to_have_gone_on(phase: Phase, failed: str, stuck: str) -> None:
+    """An error is told with what it ended; of what was cut off by the time, or by somebody, only how far it got."""
+    last = Attempt(2, 1.0, 1.1, error=FAILED)
+    assert diagnose(remote(SILENT, last, phase=phase)).evidence[0] == f"{failed} ({FAILED})."
+    for other in ("its time was up", "ConnectTimeout: timed out", "ReadError: reset", None):
+        known = remote(SILENT, replace(last, error=other), phase=phase)
+        assert diagnose(known).evidence[0] == stuck
+    overtaken = Attempt(1, 0.0, 3.0, error="its time was up")
+    known = remote(overtaken, replace(last, started=3.0, ended=3.1), phase=phase, deadline=3.1)
+    assert diagnose(known).evidence[0] == stuck
+
+
 def test_every_class_can_be_reached() -> None:
     """I17: there is a case here for each class, so none is dead."""
     assert {klass for klass, _ in CASES} == set(DiagnosisClass) == {klass for klass, _ in RULES}

@@ -134,11 +134,17 @@ def _closed(f: Facts) -> str | None:
     return None
 
 
-def _stuck(*phases: Phase, saying: str) -> Callable[[Facts], str | None]:
-    """The operation never got beyond this phase (and nobody ever answered)."""
+def _stuck(*phases: Phase, saying: str, failing: str | None = None) -> Callable[[Facts], str | None]:
+    """The operation never got beyond this phase (and nobody ever answered).
+
+    ``failing`` is said where an error ended it, and not that its time was up.
+    """
 
     def rule(f: Facts) -> str | None:
         stuck = f.phase in phases and f.answer is None and (_remote(f) or f.caller_inside)
+        last = _telling(f) if stuck else None
+        if last is not None and failing is not None and _broke(last):
+            return f"{failing} ({last.error})."
         return saying if stuck else None
 
     return rule
@@ -258,9 +264,26 @@ RULES: tuple[tuple[DiagnosisClass, Callable[[Facts], str | None]], ...] = (
     (DiagnosisClass.WRONG_TARGET, _wrong_target),
     (DiagnosisClass.NOT_SENT, _not_sent),
     (DiagnosisClass.UNKNOWN, _closed),  # what it got to by then is nobody's fault
-    (DiagnosisClass.DNS, _stuck(Phase.RESOLVING, saying="The server's name was still being resolved.")),
-    (DiagnosisClass.CONNECT, _stuck(Phase.CONNECTING, saying="The connection was never established.")),
-    (DiagnosisClass.TLS, _stuck(Phase.HANDSHAKING, saying="The TLS handshake never ended.")),
+    (
+        DiagnosisClass.DNS,
+        _stuck(
+            Phase.RESOLVING,
+            saying="The server's name was never resolved.",
+            failing="Resolving the server's name failed",
+        ),
+    ),
+    (
+        DiagnosisClass.CONNECT,
+        _stuck(Phase.CONNECTING, saying="The connection was never established.", failing="Connecting failed"),
+    ),
+    (
+        DiagnosisClass.TLS,
+        _stuck(
+            Phase.HANDSHAKING,
+            saying="The TLS handshake was never completed.",
+            failing="The TLS handshake failed",
+        ),
+    ),
     (
         DiagnosisClass.POOL_WAIT,
         _stuck(Phase.WAITING_FOR_POOL, saying="It waited for a connection from the pool to the end."),

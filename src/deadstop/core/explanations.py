@@ -51,7 +51,7 @@ EXPLANATIONS: Mapping[DiagnosisClass, Explanation] = {
         "as the id is learned.",
     ),
     DiagnosisClass.DNS: Explanation(
-        "Resolving the server's name did not end in time.",
+        "The server's name could not be resolved in time.",
         1,
         "Check the resolver and the base URL; on a slow resolver, run a local DNS cache.",
     ),
@@ -62,9 +62,10 @@ EXPLANATIONS: Mapping[DiagnosisClass, Explanation] = {
         "client's connect timeout so that it gives up early.",
     ),
     DiagnosisClass.TLS: Explanation(
-        "The TLS handshake did not end in time.",
+        "The TLS handshake could not be completed in time.",
         1,
-        "Check for a proxy that inspects TLS, and that the server is not too busy to complete handshakes.",
+        "Check that the client trusts the server's certificate, for a proxy that inspects TLS, and that the server is "
+        "not too busy to complete handshakes.",
     ),
     DiagnosisClass.POOL_WAIT: Explanation(
         "The time went by waiting for a free connection of the HTTP client's pool.",
