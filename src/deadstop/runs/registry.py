@@ -226,8 +226,7 @@ class Registry:
                     continue
                 if self._live.get(run.name) is run:
                     del self._live[run.name]
-                if run.parent is not None:
-                    run.parent.children.pop(id(run), None)
+                run.part()
 
     def remote_run(self, ref: Ref, word: Optional[str] = None) -> BaseRun:
         """The run of a remote run that was named by its id, or by an object of the SDK that said `word`."""

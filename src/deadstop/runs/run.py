@@ -24,6 +24,7 @@ from deadstop.errors import (
 from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.remote import Remote
 from deadstop.runs.strike import strike
+from deadstop.runs.tally import delivered_in
 
 if TYPE_CHECKING:
     from deadstop.runs.kept import Kept
@@ -102,7 +103,7 @@ class BaseRun:
         self.ended = False
         self.calls: dict[int, Call] = {}
         self.children: dict[int, BaseRun] = {}
-        self.chunks = 0  # delivered by calls that are over
+        self.chunks = 0  # delivered by calls, and in child scopes, that are over
         self.characters = 0
         self.callbacks: dict[int, Callable[[BaseRun], Any]] = {}
         self.once: dict[str, Any] = {}  # "asked": who asked for its cancel first, and whom that hit; "it": that cancel
@@ -260,11 +261,27 @@ class BaseRun:
 
     def remove(self, call: Call) -> None:
         """A call is over."""
-        if self.calls.pop(call.id, None) is not None:
-            self.chunks += 0 if self.cancelled else call.chunks
-            self.characters += 0 if self.cancelled else call.characters
+        if self.calls.pop(call.id, None) is not None and call.chunks and not self.cancelled:
+            self.count(call.chunks, call.characters)
         if self.anonymous and (self.remote is None or self.remote.over or self.remote.lost):
             self.end()
+
+    def count(self, chunks: int, characters: int) -> None:
+        """Callers had been given that much by something in the run that is over."""
+        run: Optional[BaseRun] = self
+        while run is not None:
+            run.chunks += chunks
+            run.characters += characters
+            # A call may outlast its scope. What is still among its parent's children is counted there as such.
+            parted = run.parent is not None and run.ended and id(run) not in run.parent.children
+            run = run.parent if parted and run.struck_by is not run.parent else None
+
+    def part(self) -> None:
+        """The run is none of its parent's children any more, and leaves it only the sum of what was delivered."""
+        parent = self.parent
+        if parent is not None and parent.children.pop(id(self), None) is not None and self.struck_by is not parent:
+            inside = delivered_in(self)
+            parent.count(inside.chunks, inside.characters)
 
     def remote_changed(self, remote: Remote) -> None:
         """Something was learned of the remote run that this run is."""
@@ -338,8 +355,8 @@ class BaseRun:
         """Nothing more belongs to the run."""
         if not self.ended:
             self.ended = True
-            if self.parent is not None and self.remote is None:  # what came of a remote run stays on the record (I14)
-                self.parent.children.pop(id(self), None)
+            if self.remote is None:  # what came of a remote run stays on the record (I14)
+                self.part()
             self.registry.retire(self)
 
     def __repr__(self) -> str:

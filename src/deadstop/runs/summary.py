@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Optional
 
 from deadstop.core.diagnosis import diagnose
-from deadstop.core.model import CancelReceipt, Delivered, Diagnosis, Evidence, Level, Outcome
+from deadstop.core.model import CancelReceipt, Diagnosis, Evidence, Level, Outcome
 from deadstop.runs.draining import usage_of
 from deadstop.runs.receipts import evidence_of, evidence_on, remote_facts
+from deadstop.runs.tally import delivered_in
 
 if TYPE_CHECKING:
     from deadstop.runs.cancelling import Cancelling
@@ -44,7 +45,6 @@ def sum_up(it: Cancelling, level: Optional[Level] = None) -> CancelReceipt:
     facts = tuple(call.facts() for call in it.calls.values())
     children = it._receipts(level)
     outcome, evidence = _outcome(it, children, level)
-    every = (*facts, *(fact for child in children for fact in child.calls))
     return CancelReceipt(
         run=it.run.name,
         outcome=outcome,
@@ -54,10 +54,7 @@ def sum_up(it: Cancelling, level: Optional[Level] = None) -> CancelReceipt:
         level=level or intent.level,
         **remote_facts(it.run.remote, it._chase),
         elapsed=(it._settled_at or time.monotonic()) - intent.at,
-        delivered=Delivered(
-            it.run.chunks + sum(fact.chunks for fact in every),
-            it.run.characters + sum(fact.characters for fact in every),
-        ),
+        delivered=delivered_in(it.run),
         usage=usage_of(facts, children) if it.run.remote is None else None,
         evidence=evidence,
         diagnosis=_diagnosis(it, outcome, children),
