@@ -208,7 +208,12 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Delivered:
-    """What callers had been given before the fence closed."""
+    """What callers had been given before the fence closed: in the run and below it, by what is over as well.
+
+    ``chunks`` are the events of the SDK's streams, ``characters`` those of the text in them. Not counted: the lines or
+    bytes that a caller reads off a raw response, an answer that was not streamed, and what a stream helper makes of
+    one event.
+    """
 
     chunks: int = 0
     characters: int = 0
