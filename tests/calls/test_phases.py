@@ -6,8 +6,9 @@ import contextlib
 import ssl
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 from worlds import CHAT, MESSAGES, until
@@ -141,6 +142,35 @@ def test_waiting_for_a_pool_slot(world: Any, server: FakeOpenAI, narrow: Any) ->
     # The slot is free again.
     server.rate = 0
     assert world.start(world.create, narrow, max_tokens=2).result().choices[0].message.content
+    no_slot_left(narrow)
+
+
+@dataclass(frozen=True)
+class RefuseOnce(faults.Fault):
+    """The first request for a stream is refused, when it is time."""
+
+    when: Callable[[], Any]
+
+    def before_headers(self, exchange: Any) -> None:
+        until(self.when, "the time to refuse")
+        exchange.answer(400, {"error": {"message": "stream is not supported", "param": "stream"}})
+
+
+def test_waiting_for_a_pool_slot_after_a_refused_stream(world: Any, server: FakeOpenAI, narrow: Any) -> None:
+    """A call that was refused a stream, and waits for a connection to ask plainly, is freed at once."""
+    pool = narrow._client._transport._pool
+    server.add(RefuseOnce(lambda: len(pool._requests) == 2), times=1)
+    pending = world.start(world.create, narrow, "r")
+    server.wait_for(lambda requests: len(requests) == 1)
+    holder = world.start(world.consume, narrow, "holder", max_tokens=40)
+    server.wait_for(lambda requests: requests[-1].state == "generating")
+    until(lambda: phase_of(narrow, "r") == "waiting_for_pool", "the second wait")
+    until(lambda: len(pool._requests) == 2, "the queue")
+    receipt = world.run(narrow.runs.cancel, "r", timeout=10)
+    assert isinstance(pending.failure(), RunCancelledError)
+    assert (receipt.outcome, receipt.calls[0].phase) == ("cancelled", "waiting_for_pool")
+    assert holder.result() >= 40, "the neighbour was broken"
+    assert len(server.requests) == 2
     no_slot_left(narrow)
 
 

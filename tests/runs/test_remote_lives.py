@@ -115,6 +115,48 @@ def test_a_create_that_is_tried_again_is_heard_out(world: Any, retrying: Any, se
     assert (truth(server).truth, truth(server).cancels) == ("cancelled", 1)
 
 
+def test_a_create_whose_first_attempt_was_refused_may_have_made_a_run(
+    world: Any, retrying: Any, server: FakeOpenAI
+) -> None:
+    """The refusal was for the first attempt. The second one has left, and nobody waits for its answer any more."""
+    server.add(faults.Overloaded(429, "0.01"), path="/responses", times=1)
+    server.add(faults.CreateReplySlow(600))
+    function, args, kwargs = create(retrying)
+    pending = world.start(world.call, retrying, "chat-42", function, *args, **kwargs)
+    server.wait_for_runs(lambda runs: len(runs) == 1)
+    world.run(retrying.runs.cancel, "chat-42", policy=QUICK.replace(timeout=0.3, on_timeout="return"))
+    pending.failure()
+    (child,) = retrying.runs.get("chat-42").children.values()
+    until(lambda: child.remote.lost, "the end of the wait")
+    assert truth(server).truth == "active"
+    assert child.receipt.outcome == "unconfirmed", str(child.receipt)
+    assert child.remote.orphan is not None
+
+
+def test_a_create_that_was_refused_and_not_sent_again_made_none(world: Any, server: FakeOpenAI) -> None:
+    """A second attempt that never got a connection proves no less than the refusal of the first one did."""
+    limits = http_package(world).Limits(max_connections=1)
+    client = world.client(server.base_url, max_retries=1, http_client=http_client(world, limits=limits))
+    server.add(faults.Overloaded(429, "1"), path="/responses", times=1)
+    function, args, kwargs = create(client)
+    pending = world.start(world.call, client, "chat-42", function, *args, **kwargs)
+    server.wait_for(lambda requests: bool(requests) and requests[0].finished_at is not None)
+    holder = world.start(world.consume, client, "holder")
+    server.wait_for(lambda requests: requests[-1].state == "generating")
+
+    def second_waits() -> bool:
+        calls = [call for run in client.runs.list() for call in list(run.calls.values()) if run.remote]
+        return any(call.attempt.get("number") == 2 and call.phase == "waiting_for_pool" for call in calls)
+
+    until(second_waits, "the wait for a connection")
+    (child,) = world.run(client.runs.cancel, "chat-42").children
+    pending.failure()
+    assert (child.outcome, child.orphan_suspect) == ("cancelled", None)
+    world.run(client.runs.cancel, "holder")
+    holder.failure()
+    world.close(client)
+
+
 def test_an_answer_that_a_transport_had_at_hand_tells_the_id(world: Any) -> None:
     """The SDK was asked for a plain mapping, over a transport that shows nothing of what passes: its id is seen."""
     word = ["queued"]

@@ -167,7 +167,7 @@ class Call:
         self.requeue = False  # reset(): leave the old pool's queue and ask the new pool
         self.streamed = Streamed.ASKED if streamed else Streamed.PLAIN
         self.streamed_inside = streamed_inside
-        self.status: Optional[int] = None
+        self.status: Optional[int] = None  # of the answer to the request that is under way, or was last
         self.chunks = 0
         self.characters = 0
         self.answer_within: Optional[float] = None  # streamed inside: the time the whole answer may take
@@ -250,13 +250,6 @@ class Call:
         """Whether the cancelled stream is being read on, unseen."""
         return self.drain is not None and not self.drain.over
 
-    def can_drain(self) -> bool:
-        """Whether what is being read is a stream that can be read on without its caller, and interrupted."""
-        reading = self.phase in (Phase.READING, Phase.BETWEEN_EVENTS)
-        ours = self.tracker is None and not self.multiplexed and not self.opaque and not self.shown
-        apart = self.reader is not None or self.streamed is Streamed.INSIDE
-        return reading and ours and apart and self.status is not None and self.status < 400
-
     def must_stop(self) -> bool:
         """Whether the call is cancelled, and nothing is expected of it any more."""
         return self.cancelled and ((self.tracker is None and self.drain is None) or not self.held)
@@ -318,12 +311,13 @@ class Call:
         self.opaque = opaque
         self.thread = threading.get_ident()
         self.attempt = {"number": self.attempt.get("number", 0) + 1, "started": time.monotonic()}
+        self.status = None
         self.phase = Phase.UNKNOWN if opaque else Phase.WAITING_FOR_POOL
         self.sent = self.sent or (opaque and not self.aside)  # nobody tells us when an opaque transport sends
         self.completed = False
         self.read_deadline = None
         if self.tracker is not None:
-            self.tracker.begin()
+            self.tracker.begin(opaque and not self.aside)
 
     def sending(self, multiplexed: bool) -> None:
         """Bytes of the request are about to leave. Raises `Interruption` when they must not."""

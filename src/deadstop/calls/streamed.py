@@ -24,7 +24,7 @@ from deadstop.calls.loops import Loop
 from deadstop.calls.reassemble import REFUSE, Plan, Refusal, Truncated, error_in, plan, refusal
 from deadstop.calls.reassemble.sse import is_of_events
 from deadstop.calls.turns import Overdue
-from deadstop.core.model import Streamed
+from deadstop.core.model import Phase, Streamed
 
 __all__ = ["exchange_blocking", "exchange_concurrent"]
 
@@ -198,6 +198,8 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
         while tries:
             one = tries.pop(0)
             call.check()
+            if call.status is not None:  # of the one that was refused
+                _begin_another(call)
             if one is None:
                 call.streamed = Streamed.REFUSED
                 call.answer_within = call.read_deadline = None
@@ -239,6 +241,13 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
     finally:
         call.answer_within = None
     raise AssertionError("the last try always returns")
+
+
+def _begin_another(call: Call) -> None:
+    """Another request of the same exchange is an attempt of its own, and may have to wait for a connection again."""
+    call.attempt = {"number": call.attempt["number"] + 1, "started": time.monotonic()}
+    call.status = None
+    call.phase = Phase.WAITING_FOR_POOL
 
 
 def _assemble(call: Call, response: Any, planned: Plan, begun: list[bytes]) -> _Flow:

@@ -53,6 +53,7 @@ class Tracker:
         "_listener",
         "_outstanding",
         "_piecemeal",
+        "_refused",
         "_size",
         "_told",
         "answer",
@@ -80,6 +81,7 @@ class Tracker:
         self.suspects = 0  # earlier attempts whose answer was lost: each may have made a run that nobody knows of
         self._asked_at: Optional[float] = None
         self._outstanding = False  # a request has left, and its answer is still to come
+        self._refused = False  # the one that left last was turned down, and has made nothing
         self._listener = listener
         self._begin()
 
@@ -101,10 +103,12 @@ class Tracker:
 
     # What the transport tells
 
-    def begin(self) -> None:
-        """Another attempt begins."""
+    def begin(self, sent: bool) -> None:
+        """Another attempt begins. `sent`: it counts as sent from here on, for nobody will tell when it leaves."""
         if self._outstanding:  # the answer to the one before broke off
             self.failed()
+        if sent:
+            self._refused = False
 
     def sending(self) -> None:
         """An attempt is about to leave."""
@@ -113,6 +117,7 @@ class Tracker:
         self._asked_at = time.monotonic()
         self._outstanding = True
         self.answer = None
+        self._refused = False
 
     def failed(self) -> None:
         """An attempt ended without an answer."""
@@ -124,8 +129,9 @@ class Tracker:
         """An answer begins."""
         self._begin()
         self.answer = response.status_code
+        self._refused = 400 <= response.status_code < 500 and response.status_code != 408
         if response.status_code >= 400:
-            if self.passing.creates and (response.status_code == 408 or response.status_code >= 500):
+            if self.passing.creates and not self._refused:
                 self.suspects += 1  # whoever answered gave up, and whoever is behind it may not have
             self._outstanding = False
             self._size = LARGEST + 1  # an error is no run
@@ -223,10 +229,8 @@ class Tracker:
             return
         self.over = True
         if self.passing.creates and self.learned is None:
-            status = call.status
             # 408: the server gave up, and whoever is behind it may not have. 5xx: anything may have happened.
-            refused = status is not None and 400 <= status < 500 and status != 408
-            self._listener.lost(not call.sent or (refused and not self.suspects))
+            self._listener.lost(not call.sent or (self._refused and not self.suspects))
 
 
 def _decoder(response: Any) -> tuple[Optional[Decode], bool]:

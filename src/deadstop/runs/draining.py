@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from deadstop.calls.call import Call
 from deadstop.calls.drain import Drain
-from deadstop.core.model import CallFacts, CancelReceipt, Phase
+from deadstop.core.model import CallFacts, CancelReceipt, Phase, Streamed
 from deadstop.core.policy import CancelPolicy
 from deadstop.runs.settings import DRAINS, SETTINGS
 
@@ -46,9 +46,16 @@ def arrange(run: BaseRun, calls: Collection[Call], asked: Any) -> None:
     timeout = policy.timeout if asked is None or asked.timeout is None else asked.timeout
     until = time.monotonic() + min(policy.drain, timeout - min(MARGIN, timeout / 4))
     for call in calls:
-        if not call.cancelled and call.can_drain():
+        if not call.cancelled and _can_be_drained(call):
             call.drain = Drain(call, until)
             call.drain.watch()
+
+
+def _can_be_drained(call: Call) -> bool:
+    """Whether what is being read is a stream that can be read on without its caller, and interrupted."""
+    ours = call.tracker is None and not call.multiplexed and not call.opaque and not call.shown
+    apart = call.reader is not None or call.streamed is Streamed.INSIDE
+    return call.phase in BEING_READ and ours and apart and call.status is not None and call.status < 400
 
 
 def usage_of(calls: Iterable[CallFacts], children: Iterable[CancelReceipt]) -> Optional[dict[str, Any]]:
