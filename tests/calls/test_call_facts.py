@@ -8,9 +8,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from remote_runs import QUICK, create
 from worlds import until
 
 from deadstop.testing import FakeOpenAI, faults
+
+PLAIN: Any = {"streamed_inside": False}
+
+
+@dataclass(frozen=True)
+class LastAnswer(faults.Fault):
+    """A refusal, after which the server closes the connection."""
+
+    def before_headers(self, exchange: Any) -> None:
+        exchange.answer(503, {"error": {"message": "Not now."}}, {"connection": "close", "retry-after": "30"})
 
 
 @dataclass(frozen=True)
@@ -36,13 +47,11 @@ def client(world: Any, server: FakeOpenAI) -> Iterator[Any]:
     world.close(one)
 
 
-def waiting(client: Any, name: str = "r") -> None:
-    """Until the run's call waits for an answer's headers."""
+def reaches(client: Any, phase: str) -> None:
+    """Until the call is there."""
     until(
-        lambda: any(
-            call.phase == "waiting_for_headers" for run in client.runs.list() for call in list(run.calls.values())
-        ),
-        "the wait",
+        lambda: phase in [call.phase for run in client.runs.list() for call in list(run.calls.values())],
+        f"the call that is {phase}",
     )
 
 
@@ -63,7 +72,7 @@ def test_a_second_attempt_has_nothing_of_the_first(world: Any, client: Any, serv
     server.add(faults.LostHeaders())
     pending = world.start(world.create, client, "r")
     server.wait_for(lambda requests: len(requests) == 2)
-    waiting(client)
+    reaches(client, "waiting_for_headers")
     attempt = cancelled(world, client, pending).attempt
     assert (attempt.number, attempt.status, attempt.first_byte) == (2, None, None)
 
@@ -75,7 +84,7 @@ def test_a_redirected_request_has_nothing_of_the_one_before(world: Any, client: 
         other.add(faults.LostHeaders())
         pending = world.start(world.create, client, "r")
         other.wait_for(lambda requests: len(requests) == 1)
-        waiting(client)
+        reaches(client, "waiting_for_headers")
         attempt = cancelled(world, client, pending).attempt
     assert (attempt.number, attempt.status, attempt.first_byte) == (2, None, None)
 
@@ -86,6 +95,51 @@ def test_the_request_after_a_refused_stream_is_another_attempt(world: Any, clien
     server.add(faults.LostHeaders())
     pending = world.start(world.create, client, "r")
     server.wait_for(lambda requests: len(requests) == 2)
-    waiting(client)
+    reaches(client, "waiting_for_headers")
     attempt = cancelled(world, client, pending).attempt
     assert (attempt.number, attempt.status, attempt.first_byte) == (2, None, None)
+
+
+def test_the_connection_of_a_call_that_backs_off_is_kept(world: Any, client: Any, server: FakeOpenAI) -> None:
+    """A refusal that was read whole leaves a connection that can be used again: nobody was disconnected."""
+    server.add(faults.Overloaded(503, "30"))
+    pending = world.start(world.create, client, "r", scope=PLAIN)
+    reaches(client, "backing_off")
+    call = cancelled(world, client, pending)
+    assert (call.phase, call.socket_closed, call.note) == ("backing_off", False, None)
+    assert server.open_connections == 1
+
+
+def test_a_connection_that_the_peer_has_closed_is_closed(world: Any, client: Any, server: FakeOpenAI) -> None:
+    """The server kept nothing open for the next attempt. It was not the cancel that it noticed."""
+    server.add(LastAnswer())
+    pending = world.start(world.create, client, "r", scope=PLAIN)
+    reaches(client, "backing_off")
+    call = cancelled(world, client, pending)
+    assert (call.phase, call.socket_closed, call.note) == ("backing_off", True, None)
+    server.wait_for(lambda _: server.open_connections == 0)
+
+
+def test_a_create_that_was_heard_out_has_left_its_connection_open(world: Any, client: Any, server: FakeOpenAI) -> None:
+    """A call whose answer is needed is read to its end, and its connection goes back to the pool."""
+    server.add(faults.CreateReplySlow(0.2), path="/responses")
+    function, args, kwargs = create(client)
+    pending = world.start(world.call, client, "r", function, *args, **kwargs)
+    server.wait_for_runs(lambda runs: len(runs) == 1)
+    receipt = world.run(client.runs.cancel, "r", policy=QUICK.replace(timeout=10))
+    pending.failure()
+    assert receipt.outcome == "cancelled"
+    ((call,),) = [child.calls for child in receipt.children]
+    assert (call.released, call.socket_closed, call.note) == (True, False, None)
+    assert server.open_connections > 1  # that of the cancel as well
+
+
+def test_the_note_on_a_disconnect_is_for_one_that_took_place(world: Any, client: Any, server: FakeOpenAI) -> None:
+    """A plain call that is cut off while its answer is awaited says that the server may not notice."""
+    server.add(faults.LostHeaders())
+    pending = world.start(world.create, client, "r", scope=PLAIN)
+    reaches(client, "waiting_for_headers")
+    call = cancelled(world, client, pending)
+    assert call.socket_closed
+    assert "not streamed" in call.note
+    server.wait_for(lambda _: server.open_connections == 0)

@@ -81,6 +81,7 @@ def test_name_resolution_that_hangs(world: Any, server: FakeOpenAI) -> None:
         assert asked.wait(10)
         receipt = stop(world, client, pending)
         assert receipt.calls[0].server_work == "stopped"
+        assert not receipt.calls[0].socket_closed, "there was none"
         no_slot_left(client)
     assert server.requests == []
 
@@ -92,6 +93,7 @@ def test_connect_that_hangs(world: Any) -> None:
         until(lambda: phase_of(client, "r") == "connecting", "the connect")
         receipt = stop(world, client, pending)
         assert receipt.calls[0].phase == "connecting"
+        assert not receipt.calls[0].socket_closed, "there was none"
         no_slot_left(client)
 
 
@@ -104,6 +106,7 @@ def test_tls_handshake_that_stalls(world: Any, tls_server: FakeOpenAI) -> None:
         tls_server.wait_for(lambda _: tls_server.open_connections == 1)
         receipt = stop(world, client, pending)
         assert receipt.calls[0].server_work == "stopped"
+        assert receipt.calls[0].socket_closed
         tls_server.wait_for(lambda _: tls_server.open_connections == 0)
         no_slot_left(client)
 
@@ -137,6 +140,7 @@ def test_waiting_for_a_pool_slot(world: Any, server: FakeOpenAI, narrow: Any) ->
     assert receipt.outcome == "cancelled"
     assert receipt.calls[0].phase == "waiting_for_pool"
     assert receipt.calls[0].server_work == "stopped"
+    assert not receipt.calls[0].socket_closed, "there was none"
     assert holder.result() >= 40, "the neighbour was broken"
     assert len(server.requests) == 1
     # The slot is free again.
@@ -295,7 +299,7 @@ def test_over_tls(world: Any, tls_server: FakeOpenAI) -> None:
         three = threading.Event()
         pending = world.start(world.consume, client, "r", lambda _: three.set())
         assert three.wait(10)
-        stop(world, client, pending)
+        assert stop(world, client, pending).calls[0].socket_closed
         tls_server.wait_for(lambda requests: requests[-1].disconnect_seen_at is not None)
         no_slot_left(client)
 
@@ -315,7 +319,7 @@ def test_through_a_proxy(world: Any, server: FakeOpenAI, tls_server: FakeOpenAI,
             one = threading.Event()
             pending = world.start(world.consume, client, "r", lambda _: one.set())
             assert one.wait(10), pending.error
-            stop(world, client, pending)
+            assert stop(world, client, pending).calls[0].socket_closed
             behind.wait_for(lambda requests: requests[-1].disconnect_seen_at is not None)
 
 

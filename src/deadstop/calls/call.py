@@ -96,6 +96,7 @@ class Call:
         "chunks",
         "closer",
         "completed",
+        "connection",
         "drain",
         "exchanging",
         "finished",
@@ -179,6 +180,7 @@ class Call:
         # Held while a thread is inside the transport on the call's behalf. Whoever gets it may close the response.
         self.gate = threading.Lock()
         self.socket: Optional[Any] = None  # the network stream the call is on, if it has one to itself
+        self.connection: Optional[Callable[[], Any]] = None  # a weak reference to the one that the last request went on
         self.waker: Optional[Callable[[], None]] = None  # wakes what blocks without a socket
         self.scope_waker: Optional[Callable[[Optional[Loop]], None]] = None  # cancels the scope of a task's request
         self.closer: Optional[Callable[[], bool]] = None  # closes an open response while nobody reads it
@@ -311,7 +313,7 @@ class Call:
         self.opaque = opaque
         self.thread = threading.get_ident()
         self.attempt = {"number": self.attempt.get("number", 0) + 1, "started": time.monotonic()}
-        self.status = None
+        self.status = self.connection = None
         self.phase = Phase.UNKNOWN if opaque else Phase.WAITING_FOR_POOL
         self.sent = self.sent or (opaque and not self.aside)  # nobody tells us when an opaque transport sends
         self.completed = False

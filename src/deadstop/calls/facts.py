@@ -6,7 +6,7 @@ import time
 from typing import TYPE_CHECKING, Optional
 
 from deadstop.calls.drain import usage_in
-from deadstop.core.model import Attempt, CallFacts, Interrupted, ServerWork, Streamed
+from deadstop.core.model import Attempt, CallFacts, Interrupted, Phase, ServerWork, Streamed
 
 if TYPE_CHECKING:
     from deadstop.calls.call import Call
@@ -23,9 +23,18 @@ def _server_work(call: Call) -> ServerWork:
     return ServerWork.UNKNOWN if call.left.is_set() else ServerWork.RUNS_ON
 
 
+def _is_closed(call: Call) -> bool:
+    """Whether the connection of the last request is closed, now that the call has left it."""
+    if call.multiplexed or call.opaque or call.connection is None:  # not its own; not seen; none
+        return False
+    stream = call.connection()
+    return stream is None or bool(stream.gone)
+
+
 def facts_of(call: Call) -> CallFacts:
     """The call as it stands now."""
     released = call.left.is_set()
+    closed = released and _is_closed(call)
     attempt = None
     if call.attempt:
         given = {"status": call.status, "ended": time.monotonic() if released else None}
@@ -42,18 +51,18 @@ def facts_of(call: Call) -> CallFacts:
         streamed=call.streamed,
         server_work=_server_work(call),
         released=released,
-        socket_closed=released and not (call.multiplexed or call.opaque or (call.completed and call.drain)),
+        socket_closed=closed,
         chunks=call.chunks,
         characters=call.characters,
         elapsed=time.monotonic() - call.started,
-        note=_note(call),
+        note=_note(call, closed),
         attempt=attempt,
         usage=call.usage or usage_in(call.last),
         host=None if call.url is None else f"{call.url.host}:{call.url.port}" if call.url.port else call.url.host,
     )
 
 
-def _note(call: Call) -> Optional[str]:
+def _note(call: Call, closed: bool) -> Optional[str]:
     if call.multiplexed:
         told = "its stream was reset" if call.stream_reset or not call.sent else "the server was not told"
         return f"HTTP/2: the connection carries other calls and was left open; the call was taken off it ({told})."
@@ -62,6 +71,7 @@ def _note(call: Call) -> Optional[str]:
         return f"The stream was read on, unseen, for its usage: {how}."
     if call.opaque:
         return "The HTTP transport can't be interrupted from outside; the call was fenced."
-    if call.cancelled and call.sent and call.streamed in (Streamed.PLAIN, Streamed.REFUSED):
+    by_us = call.cancelled and closed and call.phase_at_cancel is not Phase.BACKING_OFF
+    if by_us and call.sent and call.streamed in (Streamed.PLAIN, Streamed.REFUSED):
         return "The answer was not streamed: most servers notice such a disconnect only when they are done."
     return None

@@ -94,7 +94,7 @@ class _Stream(Owned):
         call = active_call()
         began = time.monotonic()
         if call is not None:
-            call.phase = Phase.HANDSHAKING
+            call.phase, call.connection = Phase.HANDSHAKING, self._self
         try:
             inner = await self._inner.start_tls(ssl_context, server_hostname, timeout)
         except BaseException:

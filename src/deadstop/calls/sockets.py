@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import weakref
 from asyncio import trsock
 from typing import Any, Optional
 
@@ -50,6 +51,7 @@ class Owned:
         self._shut: Any = None  # its `shutdown`, where that is all that is to be called
         self._inode: Optional[int] = None  # of what only passes for a socket
         self._multiplexed: Optional[bool] = None  # HTTP/2; known from the first write on
+        self._self = weakref.ref(self)  # what a call is given: one that is over is not to keep the connection
         self._begun = False  # a request was written to it, and no greeting of a proxy comes any more
 
     def take(self, call: Optional[Call]) -> None:
@@ -66,6 +68,7 @@ class Owned:
                 self._inode = None if isinstance(self._sock, socket.socket) else _inode(self._sock)
                 self._shut = self._sock.shutdown if type(self._sock) is socket.socket else None
             call.socket = self
+            call.connection = self._self
 
     def is_shared(self, buffer: bytes) -> bool:
         """Whether what is written, `buffer` now, is HTTP/2: then the connection is no call's own."""
@@ -149,6 +152,11 @@ class Owned:
             self._closed = True
             if self._strikers:
                 self._let_them_end()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the connection is over, by us or by the peer."""
+        return self._dead or self._closed
 
     def get_extra_info(self, info: str) -> Any:
         """As the pool's own stream, except for whether it is readable.

@@ -246,7 +246,7 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
 def _begin_another(call: Call) -> None:
     """Another request of the same exchange is an attempt of its own, and may have to wait for a connection again."""
     call.attempt = {"number": call.attempt["number"] + 1, "started": time.monotonic()}
-    call.status = None
+    call.status = call.connection = None
     call.phase = Phase.WAITING_FOR_POOL
 
 

@@ -223,10 +223,10 @@ class Delivered:
 class CallFacts:
     """One in-flight call of a cancelled run: where it was, what was done to it, what came of it.
 
-    ``released``: its caller is free. ``socket_closed``: its connection is closed. ``note`` is a sentence on
-    anything out of the ordinary, such as a connection that is shared with other calls. ``host`` is where it went, with
-    the port where that is not the usual one. ``usage`` is what the stream has told of it, before the cancel or while it
-    was drained.
+    ``released``: its caller is free. ``socket_closed``: the connection of its last request is closed, by us or by the
+    peer; False where it is kept for other calls, and where there was none. ``note`` is a sentence on anything out of
+    the ordinary, such as a connection that is shared with other calls. ``host`` is where it went, with the port where
+    that is not the usual one. ``usage`` is what the stream has told of it, before the cancel or while it was drained.
     """
 
     id: str
