@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -143,3 +144,27 @@ def test_the_note_on_a_disconnect_is_for_one_that_took_place(world: Any, client:
     assert call.socket_closed
     assert "not streamed" in call.note
     server.wait_for(lambda _: server.open_connections == 0)
+
+
+def test_an_attempt_that_was_answered_has_ended_then(world: Any, client: Any, server: FakeOpenAI) -> None:
+    """The time of the SDK's backoff is not the server's: the attempt was over when that began."""
+    server.add(faults.Overloaded(503, "30"))
+    pending = world.start(world.create, client, "r")
+    reaches(client, "backing_off")
+    backing_off = time.monotonic()
+    attempt = cancelled(world, client, pending).attempt
+    assert attempt.status == 503
+    assert attempt.started + attempt.first_byte <= attempt.ended <= backing_off
+
+
+def test_a_call_that_is_over_grows_no_older(world: Any, client: Any, server: FakeOpenAI) -> None:
+    """A receipt may be made long after a call has left, when others have: it tells when that one did."""
+    server.add(faults.LostHeaders())
+    pending = world.start(world.create, client, "r")
+    reaches(client, "waiting_for_headers")
+    (call,) = client.runs.list()[0].calls.values()
+    cancelled(world, client, pending)
+    facts = call.facts()
+    assert facts.attempt.ended <= pending.ended
+    assert call.started + facts.elapsed <= pending.ended
+    assert call.facts() == facts

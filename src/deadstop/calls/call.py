@@ -109,6 +109,7 @@ class Call:
         "interrupted",
         "last",
         "left",
+        "left_at",
         "loop",
         "memory",
         "method",
@@ -177,6 +178,7 @@ class Call:
         self.thread = self.home  # the thread that is (or was last) inside the transport
         self.exchanging = False  # inside a transport of ours: one that it wraps must not begin anew
         self.left = Completion()
+        self.left_at: Optional[float] = None
         # Held while a thread is inside the transport on the call's behalf. Whoever gets it may close the response.
         self.gate = threading.Lock()
         self.socket: Optional[Any] = None  # the network stream the call is on, if it has one to itself
@@ -382,6 +384,7 @@ class Call:
             self.left.done = True
             if self.left.waiters:
                 self.left.set()
+            self.left_at = time.monotonic()  # after that: somebody waits for it
             self.run.remove(self)
 
     def facts(self) -> CallFacts:

@@ -35,9 +35,10 @@ def facts_of(call: Call) -> CallFacts:
     """The call as it stands now."""
     released = call.left.is_set()
     closed = released and _is_closed(call)
+    until = call.left_at or time.monotonic()
     attempt = None
     if call.attempt:
-        given = {"status": call.status, "ended": time.monotonic() if released else None}
+        given = {"status": call.status, "ended": until if released else None}
         attempt = Attempt(**{"number": 1, "started": call.started, **given, **call.attempt})
     how = call.interrupted
     if how is Interrupted.NOTHING and call.cancelled:
@@ -54,7 +55,7 @@ def facts_of(call: Call) -> CallFacts:
         socket_closed=closed,
         chunks=call.chunks,
         characters=call.characters,
-        elapsed=time.monotonic() - call.started,
+        elapsed=until - call.started,
         note=_note(call, closed),
         attempt=attempt,
         usage=call.usage or usage_in(call.last),

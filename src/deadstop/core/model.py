@@ -226,7 +226,8 @@ class CallFacts:
     ``released``: its caller is free. ``socket_closed``: the connection of its last request is closed, by us or by the
     peer; False where it is kept for other calls, and where there was none. ``note`` is a sentence on anything out of
     the ordinary, such as a connection that is shared with other calls. ``host`` is where it went, with the port where
-    that is not the usual one. ``usage`` is what the stream has told of it, before the cancel or while it was drained.
+    that is not the usual one. ``elapsed`` is how long (seconds) it took to its end, or has taken so far. ``usage`` is
+    what the stream has told of it, before the cancel or while it was drained.
     """
 
     id: str
