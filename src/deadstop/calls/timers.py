@@ -22,7 +22,7 @@ _stopped = 0  # of those in the heap, about
 _SPARSE = 100
 
 LONGEST = 2_000_000.0
-"""How long (seconds, 23 days) one wait may be. A system can't wait for ever so long: `poll` takes 2**31 milliseconds."""
+"""How long (seconds, 23 days) one wait may be. No system waits for ever so long: `poll` takes 2**31 milliseconds."""
 
 PAUSE = 1.0
 """How long (seconds) the thread rests after what should not have happened, should it happen again at once."""

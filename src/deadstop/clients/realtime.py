@@ -19,7 +19,7 @@ from deadstop.calls.loops import Loop
 from deadstop.calls.pool import recast
 from deadstop.calls.workers import Workers
 from deadstop.clients.adopted import adopt_async, adopt_sync
-from deadstop.clients.channel import Outgoing
+from deadstop.clients.outgoing import Outgoing
 from deadstop.core.model import Attempt, Evidence
 from deadstop.kinds.base import Request
 from deadstop.kinds.realtime_response import REALTIME_RESPONSE as KIND
