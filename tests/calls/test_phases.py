@@ -151,13 +151,14 @@ def test_waiting_for_a_pool_slot(world: Any, server: FakeOpenAI, narrow: Any) ->
 
 @dataclass(frozen=True)
 class RefuseOnce(faults.Fault):
-    """The first request for a stream is refused, when it is time."""
+    """The first request for a stream is refused, when it is time; who comes next gets a new connection."""
 
     when: Callable[[], Any]
 
     def before_headers(self, exchange: Any) -> None:
         until(self.when, "the time to refuse")
-        exchange.answer(400, {"error": {"message": "stream is not supported", "param": "stream"}})
+        refusal = {"error": {"message": "stream is not supported", "param": "stream"}}
+        exchange.answer(400, refusal, {"connection": "close"})
 
 
 def test_waiting_for_a_pool_slot_after_a_refused_stream(world: Any, server: FakeOpenAI, narrow: Any) -> None:
