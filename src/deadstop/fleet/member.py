@@ -59,7 +59,7 @@ KEEP = 30 * 86_400.0
 PARTING = 2.0
 """How long (seconds) the end of the process waits for what is still to be written."""
 
-ANSWERS = ("have", "none", "nobody", "refused", "settled", "runs")
+ANSWERS = ("have", "accepted", "none", "nobody", "refused", "settled", "runs")
 
 T = TypeVar("T")
 

@@ -25,6 +25,7 @@ from deadstop.runs.waiting import (
     HEAD_START,
     LOOK,
     NEVER,
+    RECORDING,
     SETTLING,
     Facts,
     Terms,
@@ -305,9 +306,10 @@ def _elsewhere(away: Any, asked: Terms) -> Optional[CancelReceipt]:
     away.begin()
     try:
         while not away.done.wait(min(LOOK, max(asked.deadline - time.monotonic(), 0.0))):
-            if time.monotonic() >= asked.deadline:
-                break
             away.look()
+            if time.monotonic() >= asked.deadline:
+                away.done.wait(RECORDING)  # its holder has the same deadline
+                break
     finally:
         away.end()
     return away_answer(away, asked)

@@ -27,6 +27,7 @@ from deadstop.runs.waiting import (
     FACTS,
     FIRST,
     LOOK,
+    RECORDING,
     SETTLING,
     TURNS,
     Facts,
@@ -329,9 +330,10 @@ async def _elsewhere(away: Any, asked: Terms) -> Optional[CancelReceipt]:
     away.begin()
     try:
         while not await away.done.wait_async(min(LOOK, max(asked.deadline - time.monotonic(), 0.0))):
-            if time.monotonic() >= asked.deadline:
-                break
             away.look()
+            if time.monotonic() >= asked.deadline:
+                await away.done.wait_async(RECORDING)  # its holder has the same deadline
+                break
     finally:
         away.end()
     return away_answer(away, asked)

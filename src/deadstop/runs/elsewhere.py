@@ -72,6 +72,7 @@ class Elsewhere:
         self._answered: set[str] = set()
         self._others = False
         self._held = False  # somebody has said that it is theirs
+        self._accepted: Optional[bool] = None  # as its holder would tell; None: it is of a version that does not
         self._signalled = False
         self._holder: Optional[str] = None
         self._message: dict[str, Any] = {}
@@ -306,16 +307,22 @@ class Elsewhere:
             run = self._intent.run
             self.error = CancelRefusedError(f"{who} may not cancel run {run!r}.", run=run, actor=self._intent.actor)
             self.done.set()
-        if message["do"] == "have":
+        if message["do"] in ("have", "accepted"):
             self._held, self._holder = True, str(message.get("owner"))
+            if message.get("accepted") is not None:
+                self._accepted = self._accepted or bool(message["accepted"])
             if not over_bus:
                 self._abroad = False
             else:
                 self._member.read(partial(self._have, self._holder), lambda _, error: None)
-            if self._asked.level is not Level.CONFIRMED:
+            if self._asked.level is not Level.CONFIRMED and not self._awaits():
                 self.done.set()
         self._answered |= {str(message.get("owner")), *([BUS] if over_bus else [])}
         self._weigh()
+
+    def _awaits(self) -> bool:
+        """Whether its holder is still to say that it has come as far as that."""
+        return self._asked.level is Level.ACCEPTED and self._accepted is False
 
     def _weigh(self) -> None:
         """Whether there is anything left to wait for: nobody holds it, so it is parked, or unknown."""
@@ -371,8 +378,8 @@ class Elsewhere:
         if not self._held and record is not None and record.parked_until is not None:
             left = record.parked_until - time.time()
             return make(Outcome.PARKED, note=f"Nobody holds it. If it is opened within {left:.0f} s, it is cancelled.")
-        if self._asked.level is not Level.CONFIRMED:
-            return make(Outcome.ACCEPTED if self._held else Outcome.SENT)
+        if self._asked.level is not Level.CONFIRMED and not self._awaits():
+            return make(Outcome.ACCEPTED if self._accepted and self._asked.level is Level.ACCEPTED else Outcome.SENT)
         note = "No answer came." if record is None else "It is on record; nobody has taken it up."
         if self._held:
             note = GONE if self._missed is not None else "Its holder was told, and has not settled it."

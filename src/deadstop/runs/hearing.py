@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Callable, Optional, Union, cast
 
-from deadstop.core.model import Cause, Intent, Outcome
+from deadstop.core.model import Cause, Intent, Level, Outcome
 from deadstop.errors import DeadstopError
 from deadstop.fleet.holder import question_of
 from deadstop.fleet.member import Member, Message
@@ -19,7 +19,7 @@ from deadstop.ledger.facts import IntentRecord
 from deadstop.runs.chased import at_work
 from deadstop.runs.elsewhere import Elsewhere
 from deadstop.runs.kept import Kept, asked_for, listed, unix
-from deadstop.runs.waiting import Terms
+from deadstop.runs.waiting import Terms, reached
 
 if TYPE_CHECKING:
     from deadstop.core.model import CancelReceipt
@@ -141,9 +141,22 @@ class Hearing(ABC):
             self.strike(run, wanted, until)
             self._strike_today(today, wanted, until)
             self.member.write(lambda: self._reply(kept))  # should it be settled already
+            self._tell_accepted(run, wanted.level, reply, asked)
 
         # The answer first: what is struck may end the whole process at once.
-        self.member.answer(reply, {"do": "have", "id": asked}, strike)
+        self.member.answer(reply, {"do": "have", "id": asked, "accepted": not _awaits_servers(run)}, strike)
+
+    def _tell_accepted(self, run: BaseRun, level: Level, reply: Optional[str], asked: str) -> None:
+        """Tell who waits for no more, once it is, if that is not told yet. What it comes to is told anyway."""
+        cancelling = run.cancelling
+        if cancelling is None or level is not Level.ACCEPTED or not _awaits_servers(run):
+            return
+
+        def tell() -> None:
+            if cancelling.refusal is None and cancelling.snapshot(level).outcome is not Outcome.UNCONFIRMED:
+                self.member.answer(reply, {"do": "accepted", "id": asked, "accepted": True})
+
+        reached(cancelling, level, lambda: self.member.read(tell))
 
     def _strike_today(self, run: Optional[BaseRun], one: Intent, deadline: float = math.inf) -> None:
         """Cancel the run of `today` with what the record has for an earlier life."""
@@ -165,8 +178,10 @@ class Hearing(ABC):
         def tell() -> None:
             kept.replies.append((str(message.get("reply")), str(message.get("id"))))
             self.member.write(lambda: self._reply(kept))
+            self._tell_accepted(run, asked_for(run.name, message).level, message.get("reply"), str(message.get("id")))
 
-        self.member.answer(message.get("reply"), {"do": "have", "id": message.get("id")}, tell)
+        have = {"do": "have", "id": message.get("id"), "accepted": not _awaits_servers(run)}
+        self.member.answer(message.get("reply"), have, tell)
 
     def away(self, target: Any, asked: Terms, facts: dict[str, Any]) -> Union[BaseRun, Elsewhere, None]:
         """Where a cancel goes that is not for this registry: to a run of another client of this process, or elsewhere.
@@ -242,3 +257,8 @@ class Hearing(ABC):
             self.pick_up(wanted)
         except DeadstopError as error:
             log.warning("What other processes left behind can't be looked after now: %s", error)
+
+
+def _awaits_servers(run: BaseRun) -> bool:
+    """Whether there are servers to accept its cancel. If not, to strike is enough, and may end this whole process."""
+    return run.remote is not None or any(_awaits_servers(each) for each in list(run.children.values()))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Optional, Union
+from typing import TYPE_CHECKING, Any, Callable, Final, NamedTuple, Optional, Union
 
 from deadstop.calls.call import Call, current_call
 from deadstop.calls.completion import Completion
@@ -27,6 +28,7 @@ __all__ = [
     "HEAD_START",
     "LOOK",
     "NEVER",
+    "RECORDING",
     "SETTLING",
     "TURNS",
     "Facts",
@@ -40,6 +42,7 @@ __all__ = [
     "intent",
     "next_wait",
     "overdue",
+    "reached",
     "somebody_elses",
     "stuck",
     "terms",
@@ -114,6 +117,9 @@ def terms(registry: Registry, run: Optional[BaseRun], asked: Wish, at: float) ->
 SETTLING = 0.1
 """How long (seconds) to wait for the outcome after the deadline: another thread may be at work on it just now."""
 
+RECORDING = 0.25
+"""The same, where another process holds the run: its receipt is put on record first, and then read."""
+
 FIRST = 0.05
 """How long (seconds) to wait for what was interrupted before anything else is done."""
 
@@ -153,6 +159,21 @@ def _lesser_goals(cancelling: Cancelling, level: Level) -> Iterator[Completion]:
             yield cancelling._chase.left if level is Level.SENT else cancelling._chase.accepted
     for child in list(cancelling._children):
         yield from _lesser_goals(child, level)
+
+
+def reached(cancelling: Cancelling, level: Level, tell: Callable[[], object]) -> None:
+    """Have `tell()` called once, when the cancel has come as far as `level`, or to its end. Never blocks."""
+    never = Terms(level, math.inf, math.inf, "return")
+    ahead = goals(cancelling, never, (ANY, 0.0, (None, None, None)))
+
+    def go_on() -> None:
+        for goal in ahead:
+            if not goal.is_set():
+                goal.notify(go_on)
+                return
+        tell()
+
+    go_on()
 
 
 def first_wait(cancelling: Cancelling, asked: Wish) -> Optional[Call]:
