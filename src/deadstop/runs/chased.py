@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deadstop.runs.keeper import Keeper
     from deadstop.runs.run import BaseRun
 
-__all__ = ["Chased", "at_work", "bound", "late"]
+__all__ = ["Chased", "bound", "late"]
 
 
 class Chased(Keeping):
@@ -88,11 +88,6 @@ def bound(recording: Recording) -> None:
     """Have a record that does not come waited for no longer than `PATIENCE`."""
     if not recording.done.is_set():
         timers.at(time.monotonic() + PATIENCE, recording.late)
-
-
-def at_work(run: BaseRun) -> bool:
-    """Whether a scope that was left has remote runs that are not known to be over."""
-    return any(each.remote is not None and not each.remote.over for each in list(run.children.values()))
 
 
 def late(work: Callable[[], None]) -> None:

@@ -16,8 +16,8 @@ from deadstop.fleet.holder import question_of
 from deadstop.fleet.member import Member, Message
 from deadstop.kinds import register as kinds
 from deadstop.ledger.facts import IntentRecord
-from deadstop.runs.chased import at_work
 from deadstop.runs.elsewhere import Elsewhere
+from deadstop.runs.family import at_work
 from deadstop.runs.kept import Kept, asked_for, listed, unix
 from deadstop.runs.waiting import Terms, reached
 
@@ -63,15 +63,18 @@ class Hearing(ABC):
         """Tell whoever asked, if there is an outcome."""
 
     def holding(self) -> bool:
-        return bool(self.registry._live)
+        return bool(self.registry._live or self.registry.outlasting)
 
     def knows(self, name: str) -> bool:
         """Whether a run of that name is, or was lately, held here."""
         return name in self.registry._live or name in self.registry._ended
 
     def held(self, name: str) -> Optional[BaseRun]:
-        """The run that other processes mean by that name, if it is held here."""
-        run = self.registry._live.get(name)
+        """The run that other processes mean by that name, if it is held here: open, or left with something at work that
+        no record leads to, such as a call, or a remote run of a scope inside."""
+        run, last = self.registry._live.get(name), self.registry._ended.get(name)
+        if run is None and last is not None and last.kept is not None and not last.kept.epoch and at_work(last):
+            run = last
         return run if run is not None and run.kept is not None and run.kept.named else None
 
     def meant(self, name: str, epoch: int) -> Optional[BaseRun]:
@@ -210,7 +213,7 @@ class Hearing(ABC):
 
     def forked(self) -> None:
         registry = self.registry
-        known = [*registry._live.values(), *registry._ended.values(), *registry._remotes.values()]
+        known = [*registry.live(), *registry._ended.values(), *registry._remotes.values()]
         for run in [*known, *(each.parent for each in known)]:
             if run is not None and run.kept is not None:
                 run.kept.lent = True

@@ -23,6 +23,7 @@ from deadstop.ledger.facts import IntentRecord, Opening, Orphans, RemoteRun
 from deadstop.runs.abroad import offer, withdraw
 from deadstop.runs.authority import is_refused
 from deadstop.runs.chased import Chased, bound, late
+from deadstop.runs.family import goes_on
 from deadstop.runs.flights import Flights
 from deadstop.runs.hearing import Hearing
 from deadstop.runs.keeping import Keeping
@@ -81,8 +82,7 @@ class Keeper(Hearing):
 
     def kept(self, run: BaseRun) -> Kept:
         """What is kept of a run."""
-        if run.kept is None:
-            run.kept = Kept(run.name)
+        run.kept = run.kept or Kept(run.name)
         return run.kept
 
     def home(self, run: BaseRun) -> BaseRun:
@@ -197,16 +197,17 @@ class Keeper(Hearing):
         self.member.ledger.remote_status(asked, remote.word, terminal=True, now=time.time())
 
     def ended(self, run: BaseRun) -> None:
-        """A scope was left."""
+        """A scope was left; or it was left before, and something in it has come to its end."""
         kept = run.kept
         if self.member.exchange is not None and kept is not None and kept.listening:
+            kept.listening = False
             self.member.exchange.forget(run.name)
         if kept is not None and (kept.epoch or kept.born or kept.recordings):
             self.member.write(partial(self._close, run))
 
     def _close(self, run: BaseRun) -> None:
         kept = self.kept(run)
-        if kept.epoch and not kept.lent and (run.remote is None or run.remote.over):
+        if kept.epoch and not kept.lent and not goes_on(run):
             self.member.ledger.close_run(kept.name, kept.epoch, now=time.time())
 
     def revived(self, run: BaseRun) -> None:
@@ -216,8 +217,7 @@ class Keeper(Hearing):
             return
         self.kept(run).over = False
         asked, by = self.remote_record(remote, owner), self.member.process.owner
-        record = self.member.ledger.record_revival
-        self.member.write(lambda: record(asked, remote.word, by=by, now=time.time()))
+        self.member.write(lambda: self.member.ledger.record_revival(asked, remote.word, by=by, now=time.time()))
 
     # Cancels
 

@@ -22,6 +22,7 @@ from deadstop.kinds.servers import ServerProfile
 from deadstop.runs.births import Birth, Watch
 from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.checks import checked_actors, checked_name, checked_new_name, checked_policy, checked_seconds
+from deadstop.runs.family import leave_above, outlast, tops, within_open
 from deadstop.runs.keeping import UNKEPT, Keeping
 from deadstop.runs.reconciler import Reconciler
 from deadstop.runs.remote import Remote
@@ -66,6 +67,7 @@ class Registry:
         self.last: Optional[Loop] = None  # of the task that called last
         self._live: dict[str, BaseRun] = {}
         self._ended: dict[str, BaseRun] = {}
+        self.outlasting: dict[int, BaseRun] = {}  # scopes that were left, with calls under way elsewhere
         self._memory: dict[Any, Any] = {}
         self._remotes: dict[Ref, BaseRun] = {}  # the remote runs among them, live or ended lately
         self.reset: Callable[[], Any] = lambda: 0
@@ -220,13 +222,14 @@ class Registry:
                     return
                 ref = next(iter(self._remotes))
                 run = self._remotes.pop(ref)
-                held = run.parent is not None and not run.parent.ended
-                if held or run.calls or (run.cancelled and not run.ended):
+                if within_open(run) or run.calls or (run.cancelled and not run.ended):
                     self._remotes[ref] = run  # to the end of the queue
                     continue
                 if self._live.get(run.name) is run:
                     del self._live[run.name]
                 run.part()
+                if run.parent is not None:
+                    leave_above(run.parent)
 
     def remote_run(self, ref: Ref, word: Optional[str] = None) -> BaseRun:
         """The run of a remote run that was named by its id, or by an object of the SDK that said `word`."""
@@ -269,8 +272,9 @@ class Registry:
     # Looking up
 
     def live(self) -> list[BaseRun]:
-        """The runs that have not ended, oldest first."""
-        return list(dict.fromkeys(self._live.values()))  # one that is being renamed is there twice
+        """The runs that have not ended, oldest first; and the scopes that were left, with calls under way."""
+        # Each once: one may just be being renamed, or left.
+        return list(dict.fromkeys([*self.outlasting.values(), *self._live.values()]))
 
     def get(self, name: str) -> BaseRun:
         """The run of that name, live or ended lately. Raises `UnknownRunError`."""
@@ -344,6 +348,8 @@ class Registry:
         """The run has ended: it is remembered for a while."""
         if self._live.get(run.name) is not run:
             return
+        if run.calls:
+            outlast(run)
         try:
             if self.keeper is not None:
                 self.keeper.ended(run)
@@ -373,12 +379,11 @@ class Registry:
 
     def cancel_all_soon(self, **facts: Any) -> list[Cancelling]:
         """Close every fence and start every abort. Never blocks."""
-        live = self.live()
-        tops = [run for run in live if run.parent is None or run.parent.ended or run.parent.registry is not self]
+        runs = tops(self.live())
         if facts.get("cause", Cause.USER) is Cause.USER:
             actor = facts.get("actor")
-            tops = [run for run in tops if run.cancellers is None or actor in run.cancellers]
-        return [run.request_cancel(run.intent(**facts)) for run in tops]
+            runs = [run for run in runs if run.cancellers is None or actor in run.cancellers]
+        return [run.request_cancel(run.intent(**facts)) for run in runs]
 
 
 def _no_channel() -> Any:

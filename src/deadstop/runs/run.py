@@ -22,6 +22,7 @@ from deadstop.errors import (
     UsageError,
 )
 from deadstop.runs.cancelling import Cancelling
+from deadstop.runs.family import hand_up, leave_above
 from deadstop.runs.remote import Remote
 from deadstop.runs.strike import strike
 from deadstop.runs.tally import delivered_in
@@ -258,6 +259,8 @@ class BaseRun:
         if self.cancelled:
             call.canceller = self
             call.cancelled = True
+        elif self.ended:  # just now, in another thread
+            hand_up(self, call)
 
     def remove(self, call: Call) -> None:
         """A call is over."""
@@ -265,6 +268,8 @@ class BaseRun:
             self.count(call.chunks, call.characters)
         if self.anonymous and (self.remote is None or self.remote.over or self.remote.lost):
             self.end()
+        elif self.ended:
+            self.rest()
 
     def count(self, chunks: int, characters: int) -> None:
         """Callers had been given that much by something in the run that is over."""
@@ -305,12 +310,17 @@ class BaseRun:
     def join_parent(self) -> None:
         """From now on what happens to the run around it happens to this one, too (I15)."""
         parent = self.parent
-        if parent is not None:
+        while parent is not None:
             parent.children[id(self)] = self
             if parent.cancelled:
                 self.struck_by = parent
                 above = parent.cancelling
                 self.request_cancel(self.intent(reason=above.intent.reason if above else None, cause=Cause.PARENT))
+            elif parent.ended:  # it was left before, or just now: nobody looks there any more
+                parent.children.pop(id(self), None)
+                parent = self.parent = parent.parent
+                continue
+            return
 
     def _expire(self) -> None:
         self.cancel_soon(reason=f"its {self.timeout:g} s are over", cause=Cause.DEADLINE)
@@ -352,12 +362,22 @@ class BaseRun:
         return self._left == self._entered or who_runs(self.registry.in_task) != self._entered
 
     def end(self) -> None:
-        """Nothing more belongs to the run."""
-        if not self.ended:
-            self.ended = True
-            if self.remote is None:  # what came of a remote run stays on the record (I14)
-                self.part()
-            self.registry.retire(self)
+        """Nothing more is begun in the run."""
+        if self.ended:
+            self.rest()
+            return
+        self.ended = True
+        if self.parent is not None:
+            leave_above(self)
+        self.registry.retire(self)
+
+    def rest(self) -> None:
+        """Something has come to its end in the run, which has ended before."""
+        if not self.calls:
+            self.registry.outlasting.pop(id(self), None)
+            if self.registry.keeper is not None and self.remote is None:
+                self.registry.keeper.ended(self)
+        leave_above(self)
 
     def __repr__(self) -> str:
         state = "cancelled" if self.cancelled else "ended" if self.ended else "open"

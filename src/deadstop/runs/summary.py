@@ -94,10 +94,10 @@ def _outcome(it: Cancelling, children: tuple[CancelReceipt, ...], level: Optiona
         return _so_far(it, children, level), Evidence.NONE
     if it._chase is not None:
         return it._chase.outcome or Outcome.SENT, it._chase.machine.evidence
-    # It rests on the weakest of what it holds. What has happened in this process is certain.
-    evidence = min((child.evidence for child in children), key=lambda each: each.rank, default=Evidence.TRANSPORT)
-    remotes = any(child.kind is not None for child in children)
-    too_late = outcomes == {Outcome.FINISHED_FIRST} and (it.run.anonymous or remotes)
+    # It rests on the weakest of what was read. What has happened in this process is certain.
+    found = _read(children)
+    evidence = min(found, key=lambda each: each.rank, default=Evidence.TRANSPORT)
+    too_late = outcomes == {Outcome.FINISHED_FIRST} and (it.run.anonymous or bool(found))
     if it.finished_before or too_late:
         return Outcome.FINISHED_FIRST, evidence
     return Outcome.CANCELLED, evidence
@@ -116,3 +116,10 @@ def _so_far(it: Cancelling, children: tuple[CancelReceipt, ...], level: Optional
     if level is Level.SENT:
         found.add(Outcome.SENT)
     return next((each for each in (Outcome.PARKED, Outcome.SENT) if each in found), Outcome.ACCEPTED)
+
+
+def _read(children: tuple[CancelReceipt, ...]) -> list[Evidence]:
+    """The evidence that was read of remote runs, in the scopes inside as well."""
+    return [
+        evidence for each in children for evidence in (_read(each.children) if each.kind is None else [each.evidence])
+    ]
