@@ -10,11 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Optional
 
+from deadstop.runs.tally import part
+
 if TYPE_CHECKING:
     from deadstop.calls.call import Call
     from deadstop.runs.run import BaseRun
 
-__all__ = ["at_work", "goes_on", "hand_up", "leave_above", "outlast", "tops", "within_open"]
+__all__ = ["at_work", "goes_on", "hand_up", "leave_above", "outlast", "stopper", "tops", "within_open"]
 
 
 def at_work(run: BaseRun) -> bool:
@@ -40,7 +42,7 @@ def leave_above(run: BaseRun) -> None:
         if at_work(above):
             return
         if above.remote is None:  # what came of a remote run stays on the record of its scope (I14)
-            above.part()
+            part(above)
             if above is not run and above.registry.keeper is not None:
                 above.registry.keeper.ended(above)
         above = above.parent
@@ -63,6 +65,20 @@ def hand_up(run: BaseRun, call: Call) -> None:
         run.calls.pop(call.id, None)
         call.run = above
         above.add(call)
+
+
+def stopper(run: BaseRun, call: Call) -> Optional[BaseRun]:
+    """Whose cancel has it that nothing more of `call` is delivered, which `run` does not know any more; None: nobody's.
+
+    Be it one that came too late for all else: whoever asks for a cancel is promised that nothing passes from then on.
+    """
+    above: Optional[BaseRun] = run.alone.get(call.id)
+    if above is not None and "asked" in above.once:
+        return above
+    above = run
+    while above is not None and not above.cancelled and "asked" not in above.once:
+        above = above.parent
+    return above
 
 
 def within_open(run: BaseRun) -> bool:

@@ -28,6 +28,7 @@ from deadstop.runs.reconciler import Reconciler
 from deadstop.runs.remote import Remote
 from deadstop.runs.run import BaseRun, current_run
 from deadstop.runs.settings import check_settings, policy_at_hand
+from deadstop.runs.tally import part
 
 if TYPE_CHECKING:
     from deadstop.runs.keeper import Keeper
@@ -227,7 +228,7 @@ class Registry:
                     continue
                 if self._live.get(run.name) is run:
                     del self._live[run.name]
-                run.part()
+                part(run)
                 if run.parent is not None:
                     leave_above(run.parent)
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from deadstop.calls import timers
 from deadstop.calls.call import Call
+from deadstop.calls.closed import close_early
 from deadstop.calls.completion import Completion
 from deadstop.calls.loops import who_runs
 from deadstop.core.model import CancelReceipt, Cause, Intent, Level
@@ -22,10 +23,10 @@ from deadstop.errors import (
     UsageError,
 )
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.family import hand_up, leave_above
+from deadstop.runs.family import hand_up, leave_above, stopper
 from deadstop.runs.remote import Remote
 from deadstop.runs.strike import strike
-from deadstop.runs.tally import delivered_in
+from deadstop.runs.tally import count
 
 if TYPE_CHECKING:
     from deadstop.runs.kept import Kept
@@ -239,6 +240,8 @@ class BaseRun:
     def error(self, call: Optional[Call] = None) -> DeadstopError:
         """What a call of this cancelled run raises."""
         struck = self if call is None or call.canceller is None else call.canceller
+        if call is not None and struck.cancelling is None:
+            struck = stopper(self, call) or self
         cancelling = struck.cancelling
         if cancelling is None:
             return RunCancelledError(run=self.name)
@@ -264,29 +267,18 @@ class BaseRun:
 
     def remove(self, call: Call) -> None:
         """A call is over."""
+        if call.handed_over and not call.completed:
+            close_early(call)
         if self.calls.pop(call.id, None) is not None and call.chunks and not self.cancelled:
-            self.count(call.chunks, call.characters)
+            count(self, call.chunks, call.characters)
         if self.anonymous and (self.remote is None or self.remote.over or self.remote.lost):
             self.end()
         elif self.ended:
             self.rest()
 
-    def count(self, chunks: int, characters: int) -> None:
-        """Callers had been given that much by something in the run that is over."""
-        run: Optional[BaseRun] = self
-        while run is not None:
-            run.chunks += chunks
-            run.characters += characters
-            # A call may outlast its scope. What is still among its parent's children is counted there as such.
-            parted = run.parent is not None and run.ended and id(run) not in run.parent.children
-            run = run.parent if parted and run.struck_by is not run.parent else None
-
-    def part(self) -> None:
-        """The run is none of its parent's children any more, and leaves it only the sum of what was delivered."""
-        parent = self.parent
-        if parent is not None and parent.children.pop(id(self), None) is not None and self.struck_by is not parent:
-            inside = delivered_in(self)
-            parent.count(inside.chunks, inside.characters)
+    def stops(self, call: Call) -> bool:
+        """Whether nothing more is to be delivered of a call that was closed early."""
+        return stopper(self, call) is not None
 
     def remote_changed(self, remote: Remote) -> None:
         """Something was learned of the remote run that this run is."""
