@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Optional, Union, cast
 
+from deadstop.calls.closed import cut_off
 from deadstop.core.model import CancelReceipt, Level, Outcome
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import CancelRefusedError, RunCancellationTimeoutError
@@ -54,8 +55,8 @@ class Run(BaseRun):
         with client.runs.open("chat-42", timeout=60) as run:
             reply = client.chat.completions.create(model="gpt-4o", messages=[...])
 
-    When the block is left, streams that are still open in it are closed. Leaving a cancelled scope raises nothing
-    by itself: the calls in it do, and `check()`.
+    When the block is left, streams that are still open in it are closed, and reading on is a `UsageError`. Leaving a
+    cancelled scope raises nothing by itself: the calls in it do, and `check()`.
     """
 
     __slots__ = ()
@@ -93,7 +94,7 @@ class Run(BaseRun):
         try:
             for call in left:
                 if call.handed_over:  # a stream that was left open; what is still under way in another thread goes on
-                    call.close_idle()
+                    cut_off(call)
         finally:
             self.end()
 

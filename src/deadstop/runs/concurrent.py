@@ -11,6 +11,7 @@ from typing import Any, Optional, Union, cast
 import anyio
 
 from deadstop.calls.call import current_call
+from deadstop.calls.closed import cut_off
 from deadstop.calls.loops import Loop
 from deadstop.core.model import CancelReceipt, Level, Outcome
 from deadstop.core.policy import CancelPolicy
@@ -60,8 +61,8 @@ class AsyncRun(BaseRun):
         async with client.runs.open("chat-42", timeout=60) as run:
             reply = await client.chat.completions.create(model="gpt-4o", messages=[...])
 
-    Tasks started inside belong to it. When the block is left, streams that are still open in it are closed. Leaving
-    a cancelled scope raises nothing by itself: the calls in it do, and `check()`.
+    Tasks started inside belong to it. When the block is left, streams that are still open in it are closed, and reading
+    on is a `UsageError`. Leaving a cancelled scope raises nothing by itself: the calls in it do, and `check()`.
     """
 
     __slots__ = ()
@@ -98,7 +99,7 @@ class AsyncRun(BaseRun):
     ) -> None:
         left = self.leave()
         try:
-            closing = [call for call in left if call.handed_over and call.close_idle()]
+            closing = [call for call in left if call.handed_over and cut_off(call)]
             if closing:
                 with anyio.move_on_after(CLOSING, shield=True):
                     for call in closing:

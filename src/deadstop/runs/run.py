@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional
 
 from deadstop.calls import timers
 from deadstop.calls.call import Call
-from deadstop.calls.closed import close_early
+from deadstop.calls.closed import CutOffCall, close_early
 from deadstop.calls.completion import Completion
 from deadstop.calls.loops import who_runs
 from deadstop.core.model import CancelReceipt, Cause, Intent, Level
@@ -243,6 +243,8 @@ class BaseRun:
         if call is not None and struck.cancelling is None:
             struck = stopper(self, call) or self
         cancelling = struck.cancelling
+        if cancelling is None and isinstance(call, CutOffCall):
+            return _cut_off(self if self.remote is None or self.parent is None else self.parent, call)
         if cancelling is None:
             return RunCancelledError(run=self.name)
         late = cancelling.timed_out(call) if call is not None else None
@@ -374,3 +376,10 @@ class BaseRun:
     def __repr__(self) -> str:
         state = "cancelled" if self.cancelled else "ended" if self.ended else "open"
         return f"<{type(self).__name__} {self.name!r}: {state}, {len(self.calls)} calls>"
+
+
+def _cut_off(scope: BaseRun, call: Call) -> UsageError:
+    return UsageError(
+        f"The stream of {call.method} {call.path} was closed because its run scope {scope.name!r} was left. Read it to "
+        "its end inside the `with` block, or open no scope around it."
+    )
