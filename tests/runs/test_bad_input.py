@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -88,3 +89,46 @@ def test_a_name_that_is_open_can_not_be_opened_again(world: Any, client: Any, se
     server.rate = 0
     assert pending.result() >= 10
     world.start(world.consume, client, "r", max_tokens=2).result()
+
+
+async def clean_up(*_: Any) -> None:
+    """What somebody may want done at a cancel."""
+
+
+class CleanUp:
+    async def __call__(self, _run: Any) -> None:
+        """As `clean_up`."""
+
+
+@pytest.mark.parametrize(
+    "callback", [clean_up, functools.partial(clean_up, 1), CleanUp()], ids=["", "partial", "object"]
+)
+def test_a_callback_that_would_have_to_be_awaited_is_refused(world: Any, client: Any, callback: Any) -> None:
+    """`on_cancel()` calls a plain function, in any thread: a coroutine function would never be run, and is an error that
+    says what to give instead. A class, whatever its objects are like, is a plain function."""
+    called: list[Any] = []
+
+    class Note(CleanUp):
+        def __init__(self, run: Any) -> None:
+            called.append(run.name)
+
+    def body(run: Any) -> None:
+        with pytest.raises(UsageError, match="run_coroutine_threadsafe"):
+            run.on_cancel(callback)
+        run.on_cancel(Note)
+        run.cancel_soon()
+
+    if world.is_async:
+
+        async def program() -> None:
+            async with client.runs.open("r") as run:
+                body(run)
+
+    else:
+
+        def program() -> None:
+            with client.runs.open("r") as run:
+                body(run)
+
+    world.start(program).result()
+    assert called == ["r"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import Mapping
@@ -144,10 +145,16 @@ class BaseRun:
         """Have `callback(run)` called when the run is cancelled; at once if it is. Returns a function that undoes it.
 
         It is called once, in the thread of whoever cancels, after the fence has closed; it must not block. What it
-        raises is logged: it can't stop the cancel.
+        raises is logged: it can't stop the cancel. A coroutine function, which nobody would await, is a `UsageError`.
         """
         if not callable(callback):
             raise UsageError(f"on_cancel() takes a function of the run, and got {callback!r}.")
+        if inspect.iscoroutinefunction(callback) or inspect.iscoroutinefunction(type(callback).__call__):
+            raise UsageError(
+                f"on_cancel() calls a plain function, in the thread of whoever cancels, and got {callback!r}, which "
+                "nobody would await. Give one that hands the work to your event loop, such as "
+                "`lambda run: asyncio.run_coroutine_threadsafe(clean_up(run), loop)`."
+            )
         key = id(callback)
         while key in self.callbacks:
             key += 1
