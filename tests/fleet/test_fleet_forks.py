@@ -11,10 +11,10 @@ from typing import Any, Callable, Dict  # noqa: UP035
 
 import pytest
 from fleet_homes import Child, other_way
-from worlds import until
+from worlds import CHAT, until
 
 import deadstop
-from deadstop import CancelPolicy
+from deadstop import CancelPolicy, RunCancelledError
 from deadstop.core.model import Intent
 from deadstop.ledger import connect
 from deadstop.ledger.base import Ledger
@@ -158,6 +158,71 @@ def test_a_child_may_cancel_its_parents_scope(parent: Any, ledger: Ledger) -> No
     until(lambda: writes_of(parent).drain(1.0) and ledger.receipts("chat-42"), "the outcome")
     (found,) = ledger.receipts("chat-42")
     assert (found.receipt.reason, found.owner) == ("enough", parent.runs._registry.keeper.member.process.owner)
+
+
+def test_a_cancel_by_a_child_goes_to_its_parent(parent: Any, server: FakeOpenAI) -> None:
+    """I2: the child has a copy of the run, and a call in it. What it is told is what came of the parent's."""
+    called = threading.Event()
+    errors: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            with parent.runs.open("chat-42"):
+                for _ in parent.chat.completions.create(**CHAT, stream=True, max_tokens=10_000):
+                    called.set()
+        except RunCancelledError as error:
+            errors.append(error)
+
+    def work(ready: Callable[[], Any], go_on: Callable[[], Any]) -> None:
+        found = parent.runs.cancel("chat-42", reason="enough", timeout=10)
+        assert (found.outcome, len(found.calls)) == ("cancelled", 1)
+        ready()
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    assert called.wait(20.0)
+    with forked(work):
+        thread.join(20.0)
+    assert [str(each) for each in errors] == ["Run 'chat-42' was cancelled: enough."]
+
+
+def test_a_child_that_cancels_all_it_knows_puts_nothing_on_record_for_its_parent(parent: Any, ledger: Ledger) -> None:
+    """As a signal handler does that it has from its parent, whose run is on record, and could be found there."""
+    with parent.runs.open("chat-42", cancellers=["ann"]) as run:
+        begin(parent)
+        assert writes_of(parent).drain(20.0)
+
+        def work(ready: Callable[[], Any], go_on: Callable[[], Any]) -> None:
+            for each in parent.runs.list():
+                each.cancel_soon(actor="ann", reason="SIGTERM")
+            assert writes_of(parent).drain(20.0)
+            ready()
+
+        with forked(work):
+            assert ledger.open_intents() == []
+            assert ledger.intent("chat-42") is None
+    assert not run.cancelled
+
+
+def test_who_cancels_a_scope_cancels_what_a_child_does_in_it(
+    parent: Any, server: FakeOpenAI, url: str, ledger: Ledger
+) -> None:
+    """The child was forked inside: its share of the scope has a name of its own, and hears of a cancel all the same."""
+
+    def work(ready: Callable[[], Any], go_on: Callable[[], Any]) -> None:
+        begin(parent)
+        assert writes_of(parent).drain(20.0)
+        ready()
+        until(lambda: run.cancelled, "the cancel")
+        go_on()
+
+    asker = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0, runs_url=other_way(url))
+    with parent.runs.open("chat-42") as run:
+        begin(parent)
+        with forked(work):
+            assert asker.runs.cancel("chat-42", reason="enough", timeout=10).outcome == "cancelled"
+            until(lambda: [each.truth for each in server.runs] == ["cancelled", "cancelled"], "the end of both")
+    asker.close()
 
 
 @database_alone

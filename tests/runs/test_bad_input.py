@@ -104,8 +104,8 @@ class CleanUp:
     "callback", [clean_up, functools.partial(clean_up, 1), CleanUp()], ids=["", "partial", "object"]
 )
 def test_a_callback_that_would_have_to_be_awaited_is_refused(world: Any, client: Any, callback: Any) -> None:
-    """`on_cancel()` calls a plain function, in any thread: a coroutine function would never be run, and is an error that
-    says what to give instead. A class, whatever its objects are like, is a plain function."""
+    """`on_cancel()` calls a plain function, in any thread: a coroutine function would never be run, and is an error
+    that says what to give instead. A class, whatever its objects are like, is a plain function."""
     called: list[Any] = []
 
     class Note(CleanUp):

@@ -1,21 +1,24 @@
-"""What users give to runs, checked: the values, or a `UsageError` that says what to give."""
+"""What users give to runs, checked: the values, or an error that says what to give."""
 
 from __future__ import annotations
 
 from typing import Any, Optional
 
 from deadstop.core.policy import CancelPolicy
-from deadstop.errors import UsageError
+from deadstop.errors import RunAlreadyOpenError, UnknownRunError, UsageError
 from deadstop.kinds import register as kinds
 
 __all__ = [
     "LONGEST",
+    "already_open",
     "checked_actors",
     "checked_for_others",
     "checked_name",
     "checked_new_name",
     "checked_policy",
     "checked_seconds",
+    "no_target",
+    "unknown",
 ]
 
 LONGEST = 1000
@@ -77,3 +80,30 @@ def checked_seconds(what: str, seconds: Any) -> float:
     if not 0 < seconds < float("inf"):
         raise UsageError(f"{what} is {seconds!r}: give a finite number of seconds above 0.")
     return float(seconds)
+
+
+def already_open(name: str) -> RunAlreadyOpenError:
+    """The error for a name that is in use."""
+    return RunAlreadyOpenError(
+        f"A run named {name!r} is open already. Give each run a name of its own, such as the id of the request that it "
+        "answers, or leave the first one before you open the next.",
+        run=name,
+    )
+
+
+def unknown(name: str, live: list[str], kept: int) -> UnknownRunError:
+    """The error for a name that no run has; `live` are those there are."""
+    known = ", ".join(map(repr, live[:5])) or "none"
+    return UnknownRunError(
+        f"No run named {name!r} is known to this client. A run is known while its scope is open, and for the last "
+        f"{kept} after that, to the client that opened it and its copies. Open here: {known}.",
+        run=name,
+    )
+
+
+def no_target(target: Any) -> UnknownRunError:
+    """The error for a thing that stands for no run."""
+    return UnknownRunError(
+        f"There is nothing to cancel in {type(target).__name__!r}: give the name of a run, a run, a stream that came "
+        "from this client, the address of a remote run, such as 'response:resp_123', or the object that the SDK gave for it."
+    )

@@ -45,6 +45,7 @@ class Hearing(ABC):
     _taken_up: dict[tuple[str, str], BaseRun]  # by the name and the id of the question
     _births: dict[int, tuple[BaseRun, Remote]]  # remote runs that are not on record yet
     _forgotten: dict[int, BaseRun]  # runs that are not on record any more
+    _shares: dict[str, tuple[BaseRun, int]]  # a forked child's, by the name of its parent's run; and that one's epoch
 
     @abstractmethod
     def strike(self, run: BaseRun, wanted: Intent, deadline: float = math.inf) -> None:
@@ -67,7 +68,7 @@ class Hearing(ABC):
 
     def knows(self, name: str) -> bool:
         """Whether a run of that name is, or was lately, held here."""
-        return name in self.registry._live or name in self.registry._ended
+        return name in self.registry._live or name in self.registry._ended or name in self._shares
 
     def held(self, name: str) -> Optional[BaseRun]:
         """The run that other processes mean by that name, if it is held here: open, or left with something at work that
@@ -109,6 +110,8 @@ class Hearing(ABC):
             return True
         run = self.meant(name, epoch) if epoch else self.held(name)
         wanted, today = asked_for(name, message), self.today(name)
+        if name in self._shares:
+            self._strike_share(replace(wanted, at=float(message.get("at", math.inf))), epoch)
         if today is not None and (today is run or float(message.get("at", math.inf)) < unix(today.opened)):
             today = None
         if run is None:
@@ -120,9 +123,6 @@ class Hearing(ABC):
         if not self.may(run, wanted):
             self.member.answer(message.get("reply"), {"do": "refused", "id": message.get("id")})
             return True
-        if run.kept.lent:
-            self.strike(run, wanted, until)
-            return False
         self._do(run, run.kept, wanted, until, message.get("reply"), asked, today)
         return True
 
@@ -212,13 +212,25 @@ class Hearing(ABC):
         return False
 
     def forked(self) -> None:
-        registry = self.registry
-        known = [*registry.live(), *registry._ended.values(), *registry._remotes.values()]
-        for run in [*known, *(each.parent for each in known)]:
-            if run is not None and run.kept is not None:
-                run.kept.lent = True
         self._births.clear()
         self._forgotten.clear()
+        self._taken_up.clear()
+
+    def share(self, run: BaseRun, of: str, theirs: Optional[Kept]) -> None:
+        """In a forked child: `run` is its share of the scope `of`, of which the ledger has `theirs`."""
+        if theirs is not None:
+            run.kept = Kept(run.name)
+            run.kept.orphans, run.kept.orphan_grace = theirs.orphans, theirs.orphan_grace
+            if theirs.named:
+                self._shares[of] = (run, theirs.epoch)
+
+    def _strike_share(self, wanted: Intent, epoch: int) -> None:
+        """Who cancels a scope means what a forked child does in it as well; its answer is for the parent to give."""
+        run, life = self._shares.get(wanted.run, (None, 0))
+        if run is None or run.ended or run.cancelled or (epoch != life if life else wanted.at < unix(run.opened)):
+            return
+        if run.cancellers is None or wanted.cause is not Cause.USER or wanted.actor in run.cancellers:
+            self.strike(run, replace(wanted, request_id=None))
 
     def _list(self, message: Message) -> None:
         found = listed(self.registry.live())
@@ -240,11 +252,12 @@ class Hearing(ABC):
             run = self.held(each.run)
             if run is not None and not run.cancelled and self.may(run, each.intent):
                 reply, asked = self.member.address_of(each.by), each.intent.request_id
-                if run.kept is None or run.kept.lent or asked is None or reply is None:
+                if run.kept is None or asked is None or reply is None:
                     self.strike(run, each.intent)
                 else:
                     self._do(run, run.kept, each.intent, math.inf, reply, question_of(each.run, asked))
         for each in wanted:
+            self._strike_share(each.intent, each.epoch)
             run = self.meant(each.run, each.epoch)
             unheard = run is not None and not run.cancelled and each.outcome is not Outcome.UNCONFIRMED
             if unheard or (run is None and each.outcome is None):

@@ -55,7 +55,7 @@ class Keeper(Hearing):
         self._taken_up = {}
         self._lines: dict[str, Line] = {}
         self.flights = Flights(member)
-        self._births, self._forgotten = {}, {}
+        self._births, self._forgotten, self._shares = {}, {}, {}
         member.holders.add(self)
 
     def close(self) -> None:
@@ -180,7 +180,6 @@ class Keeper(Hearing):
         found = self.member.ledger.record_remote(asked, None if kept.epoch else self.opening(owner), now=now)
         if found.run != kept.name:
             return  # it is on record under another run
-        kept.lent = kept.lent and kept.epoch > 0  # or it is a life of its own from here on
         kept.epoch = found.epoch
         if owner.ended:
             self._close(owner)
@@ -247,7 +246,7 @@ class Keeper(Hearing):
         kept, ledger = self.kept(run), self.member.ledger
         asked = replace(intent, run=kept.name, epoch=kept.epoch, deadline=unix(intent.deadline), at=unix(intent.at))
         try:
-            if (kept.lent and not kept.epoch) or is_refused(self, run, intent, recording):
+            if kept.lent or is_refused(self, run, intent, recording):
                 return
             self._bear(run)  # first: a cancel without its remote runs would be confirmed by the end of this process
             if not kept.epoch and run.remote is not None and run.remote.ref is not None:

@@ -14,15 +14,25 @@ from deadstop.calls.loops import Loop
 from deadstop.calls.tracker import Tracker
 from deadstop.core.model import CancelReceipt, Cause, Evidence
 from deadstop.core.policy import CancelPolicy
-from deadstop.errors import RunAlreadyOpenError, UnknownRunError, UsageError
+from deadstop.errors import UnknownRunError, UsageError
 from deadstop.kinds import register as kinds
 from deadstop.kinds.base import Kind, Ref
 from deadstop.kinds.register import Passing
 from deadstop.kinds.servers import ServerProfile
 from deadstop.runs.births import Birth, Watch
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.checks import checked_actors, checked_name, checked_new_name, checked_policy, checked_seconds
+from deadstop.runs.checks import (
+    already_open,
+    checked_actors,
+    checked_name,
+    checked_new_name,
+    checked_policy,
+    checked_seconds,
+    no_target,
+    unknown,
+)
 from deadstop.runs.family import leave_above, outlast, tops, within_open
+from deadstop.runs.inherited import let_go_at_fork
 from deadstop.runs.keeping import UNKEPT, Keeping
 from deadstop.runs.reconciler import Reconciler
 from deadstop.runs.remote import Remote
@@ -47,6 +57,8 @@ REGISTRIES: weakref.WeakSet[Registry] = weakref.WeakSet()
 
 TOLD: list[Callable[[], Any]] = []
 """Called when a registry is made."""
+
+let_go_at_fork(REGISTRIES)
 
 _numbers = itertools.count(1)
 
@@ -125,11 +137,7 @@ class Registry:
         if self.keeper is not None:
             self.keeper.open(run, named, orphans, orphan_grace)
         if self._live.setdefault(name, run) is not run:
-            raise RunAlreadyOpenError(
-                f"A run named {name!r} is open already. Give each run a name of its own, such as the id of the "
-                "request that it answers, or leave the first one before you open the next.",
-                run=name,
-            )
+            raise already_open(name)
         if _stopping is not None:
             run.request_cancel(run.intent(**_stopping))
         return run
@@ -281,12 +289,7 @@ class Registry:
         """The run of that name, live or ended lately. Raises `UnknownRunError`."""
         run = self._live.get(name) or self._ended.get(name)
         if run is None:
-            known = ", ".join(repr(each) for each in list(self._live)[:5]) or "none"
-            raise UnknownRunError(
-                f"No run named {name!r} is known to this client. A run is known while its scope is open, and for the "
-                f"last {KEPT} after that, to the client that opened it and its copies. Open here: {known}.",
-                run=name,
-            )
+            raise unknown(name, list(self._live), KEPT)
         return run
 
     def find(self, target: Any) -> BaseRun:
@@ -305,11 +308,7 @@ class Registry:
             found = kinds.of_object(target)
             if found is not None:
                 return self.remote_run(*found)
-            raise UnknownRunError(
-                f"There is nothing to cancel in {type(target).__name__!r}: give the name of a run, a run, a stream "
-                "that came from this client, the address of a remote run, such as 'response:resp_123', or the object "
-                "that the SDK gave for it."
-            )
+            raise no_target(target)
         owner = cast(BaseRun, call.run)
         return owner if owner.anonymous else self._alone(owner, call)
 
