@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -143,6 +146,33 @@ def test_what_a_child_begins_in_its_parents_scope_is_its_own(sync_client: OpenAI
         assert (run.cancelled, run.name) == (False, "chat-42")
         server.wait_for(lambda requests: [each.state for each in requests] == ["completed", "disconnected"])
     assert [each.streamed for each in server.requests] == [True, True]
+
+
+EARLY = """
+import os, signal
+os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGTERM))  # first, so it is done before ours
+import deadstop
+
+def handle(*_):
+    os.write(1, " ".join(each.name for each in client.runs.list()).encode())
+    os._exit(0)
+
+client = deadstop.OpenAI(api_key="k", base_url="http://127.0.0.1:1/v1")
+signal.signal(signal.SIGTERM, handle)
+mask = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+with client.runs.open("report"):
+    pid = os.fork()
+    if pid == 0:
+        os._exit(signal.pthread_sigmask(signal.SIG_BLOCK, []) != mask)
+    os.waitpid(pid, 0)
+    os.write(1, b" %d" % (signal.pthread_sigmask(signal.SIG_BLOCK, []) == mask))
+"""
+
+
+def test_a_signal_that_comes_right_after_the_fork_finds_no_run_of_the_parent() -> None:
+    """A worker that is terminated while it is being made: its handler runs, and is not too early for that."""
+    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, timeout=50, check=True)
+    assert re.fullmatch(r"report/fork-\d+ 1", done.stdout), done.stderr
 
 
 def test_a_child_that_leaves_its_parents_scope_leaves_what_is_in_it(sync_client: OpenAI, server: FakeOpenAI) -> None:

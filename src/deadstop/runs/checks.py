@@ -105,5 +105,6 @@ def no_target(target: Any) -> UnknownRunError:
     """The error for a thing that stands for no run."""
     return UnknownRunError(
         f"There is nothing to cancel in {type(target).__name__!r}: give the name of a run, a run, a stream that came "
-        "from this client, the address of a remote run, such as 'response:resp_123', or the object that the SDK gave for it."
+        "from this client, the address of a remote run, such as 'response:resp_123', or the object that the SDK "
+        "gave for it."
     )
