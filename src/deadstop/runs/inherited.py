@@ -93,7 +93,7 @@ def _let_go(registries: list[Registry]) -> None:
         for home in homes:
             home.clear()
         registry.reconciler = Reconciler()  # its deadlines are gone as well
-    for run in around:
+    for run in reversed(around):  # the outermost first, as they are listed
         if run.ended or run.cancelled:
             _leave(run, _copy(run))  # not ended here, if it was not: what is begun under a cancel is born cancelled
         else:
