@@ -17,7 +17,7 @@ huge = pytest.mark.parametrize("seconds", [3e6, 1e10, 1e18, 1e308])
 
 @pytest.fixture
 def server() -> Iterator[FakeOpenAI]:
-    with FakeOpenAI(tokens=10) as one:
+    with FakeOpenAI(rate=200, tokens=10_000) as one:
         yield one
 
 
@@ -38,7 +38,7 @@ def test_a_cancel_by_a_policy_of_centuries(world: Any, server: FakeOpenAI, secon
 def test_a_call_whose_client_waits_for_weeks(world: Any, server: FakeOpenAI) -> None:
     """A timeout that the plain client can work with, ours can, too."""
     client = world.client(server.base_url, timeout=3e6, max_retries=0)
-    assert world.run(world.create, client, "chat-42").choices
+    assert world.run(world.create, client, "chat-42", max_tokens=3).choices
     world.close(client)
 
 
