@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
+from types import AsyncGeneratorType, GeneratorType
 from typing import Any
 
 import pytest
@@ -167,3 +169,27 @@ def test_a_stream_that_was_closed_and_not_cancelled_is_as_the_sdk_has_it(world: 
     create = client.chat.completions.create
     seen, _ = read_on(world, client, lambda: create(**CHAT, stream=True), nothing if world.is_async else lambda _: 0)
     assert len(seen) > 30
+
+
+def suspended() -> list[Any]:
+    """The SDK's generators that have begun and are not over."""
+    made = [each for each in gc.get_objects() if isinstance(each, (GeneratorType, AsyncGeneratorType))]
+    streams: list[Any] = [each for each in made if each.__name__ == "__stream__"]
+    return [each for each in streams if getattr(each, "gi_frame", None) or getattr(each, "ag_frame", None)]
+
+
+def test_an_error_that_is_kept_keeps_no_stream_open(world: Any) -> None:
+    """The SDK's generator is ended with the stream: at the end of the process its clean-up can crash Python."""
+    before = suspended()
+    with FakeOpenAI(rate=0, tokens=40) as server:
+        client = world.client(server.base_url)
+        error = world.start(
+            world.read,
+            client,
+            "r",
+            lambda: client.chat.completions.create(**CHAT, stream=True),
+            lambda _: client.runs.get("r").cancel_soon(),
+        ).failure()
+        assert isinstance(error, RunCancelledError)
+        assert [each for each in suspended() if not any(each is one for one in before)] == []
+        world.close(client)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from deadstop.calls.drain import usage_in
 from deadstop.core.model import Attempt, CallFacts, Interrupted, Phase, ServerWork, Streamed
@@ -11,7 +11,7 @@ from deadstop.core.model import Attempt, CallFacts, Interrupted, Phase, ServerWo
 if TYPE_CHECKING:
     from deadstop.calls.call import Call
 
-__all__ = ["facts_of"]
+__all__ = ["characters_in", "facts_of"]
 
 
 def _server_work(call: Call) -> ServerWork:
@@ -76,3 +76,15 @@ def _note(call: Call, closed: bool) -> Optional[str]:
     if by_us and call.sent and call.streamed in (Streamed.PLAIN, Streamed.REFUSED):
         return "The answer was not streamed: most servers notice such a disconnect only when they are done."
     return None
+
+
+def characters_in(event: Any) -> int:
+    """How many characters of text an SDK event brings. 0 for one that brings none, or of an unknown shape."""
+    try:
+        choices = getattr(event, "choices", None)
+        if choices is not None:
+            return len(choices[0].delta.content) if choices else 0
+        delta = event.delta
+        return len(delta) if isinstance(delta, str) else len(delta.text)
+    except (AttributeError, TypeError, IndexError):
+        return 0

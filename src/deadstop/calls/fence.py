@@ -7,15 +7,18 @@ which a thread of CPython 3.12 or later can lose its turn.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import weakref
 from functools import lru_cache
+from types import GeneratorType
 from typing import Any, Optional
 
 import anyio
 
 from deadstop.calls.call import Call, Interruption
 from deadstop.calls.drain import Drain, in_thread
+from deadstop.calls.facts import characters_in
 from deadstop.calls.loops import Loop
 from deadstop.calls.pool import recast
 
@@ -48,7 +51,7 @@ class Fenced:
         self.inside = True  # first, then the look: whoever drains does it the other way round
         if call.cancelled:
             self.inside = False
-            raise call.stopped()
+            raise self._stopped()
         try:
             item = self._next()
         except (Interruption, Exception) as error:
@@ -70,8 +73,16 @@ class Fenced:
             if self._counted:  # not delivered after all
                 call.chunks -= 1
                 call.characters -= characters
-            raise call.stopped()
+            raise self._stopped()
         return item
+
+    def _stopped(self) -> BaseException:
+        error = self._call.stopped()
+        # Who keeps the error keeps the SDK's generator, whose end, should that be the process's own, can crash Python.
+        if type(self._inner) is GeneratorType and not self._call.drains:
+            with contextlib.suppress(ValueError):  # another thread is in it
+                self._inner.close()
+        return error
 
     def read_on(self, drain: Drain) -> None:
         if not in_thread(lambda: self._drain(drain)):
@@ -184,18 +195,6 @@ def fenced(call: Call, inner: Any, *, counted: bool = False) -> Any:
 
 def _reason(error: BaseException) -> Optional[Exception]:
     return error if isinstance(error, Exception) else None
-
-
-def characters_in(event: Any) -> int:
-    """How many characters of text an SDK event brings. 0 for one that brings none, or of an unknown shape."""
-    try:
-        choices = getattr(event, "choices", None)
-        if choices is not None:
-            return len(choices[0].delta.content) if choices else 0
-        delta = event.delta
-        return len(delta) if isinstance(delta, str) else len(delta.text)
-    except (AttributeError, TypeError, IndexError):
-        return 0
 
 
 def hand_over(call: Call, result: Any) -> Any:
