@@ -8,11 +8,11 @@ a worker that waits.
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
-import threading
 from collections.abc import Mapping
 from typing import Any
+
+from deadstop.calls.forks import in_each_child
 
 __all__ = ["give_back"]
 
@@ -22,21 +22,11 @@ def give_back(handler: Any, before: Mapping[int, Any]) -> None:
 
     No signal is lost on the way: one that comes before the child has it is held back until then.
     """
-    if not hasattr(os, "register_at_fork"):  # Windows, where nothing forks
-        return
-    masks = threading.local()  # more than one thread may fork at a time
-
-    def hold_back() -> None:
-        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, before)
-
-    def go_on() -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, masks.before)
 
     def restore() -> None:
         for number, what in before.items():
             if signal.getsignal(number) == handler:  # and not the script's own
                 with contextlib.suppress(ValueError, TypeError):  # in an interpreter within; not made by Python
                     signal.signal(number, what)
-        go_on()
 
-    os.register_at_fork(before=hold_back, after_in_parent=go_on, after_in_child=restore)
+    in_each_child(before, restore)

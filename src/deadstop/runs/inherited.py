@@ -11,11 +11,11 @@ from __future__ import annotations
 import functools
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Optional
 
+from deadstop.calls.forks import in_each_child
 from deadstop.core.model import Cause
 from deadstop.errors import UnknownRunError
 from deadstop.runs.reconciler import Reconciler
@@ -59,25 +59,7 @@ def let_go_at_fork(registries: Iterable[Registry]) -> None:
 
     No signal's handler runs in it before: a worker may be terminated while it is being made. None is lost by that.
     """
-    if not hasattr(os, "register_at_fork"):  # Windows, where nothing forks
-        return
-    masks = threading.local()  # more than one thread may fork at a time
-
-    def hold_back() -> None:
-        masks.before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-
-    def go_on() -> None:
-        before = vars(masks).pop("before", None)
-        if before is not None:  # or this was imported in between, by another thread
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-    def let_go() -> None:
-        try:
-            _let_go(list(registries))
-        finally:
-            go_on()
-
-    os.register_at_fork(before=hold_back, after_in_parent=go_on, after_in_child=let_go)
+    in_each_child(signal.valid_signals(), lambda: _let_go(list(registries)))
 
 
 def _let_go(registries: list[Registry]) -> None:
