@@ -236,3 +236,31 @@ def test_a_copy_has_the_ledger_of_the_client() -> None:
         client.copy(runs_url="sqlite:")  # type: ignore[call-arg]
     for each in (client, again):
         each.close()
+
+
+def signatures(thing: Any, where: str, depth: int = 4) -> Iterator[tuple[str, str]]:
+    """Of every public method of a client and its resources: its dotted name, and what `inspect` tells of it."""
+    for name in dir(type(thing)) if depth else ():
+        if name.startswith(("_", "with_")) or name in ("runs", "copy"):
+            continue
+        with contextlib.suppress(Exception):  # a resource that needs a package which is not here
+            each = getattr(thing, name)
+            if callable(each) and hasattr(type(thing), name) and not isinstance(each, type):
+                yield f"{where}.{name}", str(inspect.signature(each))
+            elif type(each).__module__.startswith("openai.resources"):
+                yield from signatures(each, f"{where}.{name}", depth - 1)
+
+
+@pytest.mark.parametrize("name", ["OpenAI", "AsyncOpenAI"])
+@pytest.mark.parametrize("way", ["drop-in", "attached"])
+def test_what_inspects_a_method_finds_the_sdk_s_parameters(name: str, way: str) -> None:
+    """Frameworks, and the SDK's own tests, make calls from what `inspect.signature` tells them."""
+    theirs = dict(signatures(getattr(openai, name)(api_key="k"), "client"))
+    if way == "drop-in":
+        ours = dict(signatures(getattr(deadstop, name)(api_key="k"), "client"))
+    else:
+        client = getattr(openai, name)(api_key="k")
+        deadstop.attach(client)
+        ours = dict(signatures(client, "client"))
+    assert "client.chat.completions.create" in theirs
+    assert {each: ours.get(each) for each in theirs} == theirs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from functools import lru_cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Optional, Union
 
@@ -77,7 +78,7 @@ async def _close_after(closing: Any, adopted: Adopted, client: Any) -> None:
 def _override(client: Any, adopted: Adopted) -> None:
     # Weakly: a client that refers to itself would stay until the garbage collector comes by, with its sockets.
     ref = weakref.ref(client)
-    cls = type(client)
+    cls: Any = type(client)
 
     def request(*args: Any, **kwargs: Any) -> Any:
         alive = ref()
@@ -108,6 +109,16 @@ def _override(client: Any, adopted: Adopted) -> None:
     client.close = close
     client._calculate_retry_timeout = calculate
     if hasattr(cls, "copy"):
-        # Bound in name only: a signature without `self`, as a method of the client's has.
-        copy.__signature__ = inspect.signature(client.copy)  # type: ignore[attr-defined]
         client.copy = client.with_options = copy
+    for made in (request, close, copy):
+        made.__signature__ = _signature(cls, made.__name__)  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=64)
+def _signature(cls: Any, name: str) -> Optional[inspect.Signature]:
+    """That of a client's method, as `inspect` tells it: without `self`."""
+    method = getattr(cls, name, None)
+    if method is None:
+        return None
+    whole = inspect.signature(method)
+    return whole.replace(parameters=list(whole.parameters.values())[1:])

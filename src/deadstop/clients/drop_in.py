@@ -89,6 +89,10 @@ class _Async:
                 await adopted.aclose(self)
 
 
+functools.update_wrapper(_Sync.request, openai.OpenAI.request)  # for who inspects it
+functools.update_wrapper(_Async.request, openai.AsyncOpenAI.request)
+
+
 def _sharing(copy: F, adopt: Callable[[Any], Any]) -> F:
     """`copy()` that gives the copy the client's runs; with the SDK's own signature, and `runs_url`.
 

@@ -7,6 +7,7 @@ response that was cancelled are kept back.
 
 from __future__ import annotations
 
+import functools
 import json
 import threading
 import time
@@ -34,6 +35,7 @@ def with_tracked_connections(cls: Any) -> type:
     """A realtime resource whose connections are watched."""
 
     class Resource(cls):  # type: ignore[misc]
+        @functools.wraps(cls.connect)
         def connect(self, *args: Any, **kwargs: Any) -> Any:
             manager = super().connect(*args, **kwargs)
             manager._deadstop_client = self._client
