@@ -97,7 +97,8 @@ class RunCancelledError(DeadstopError):
         self.actor = actor
         self.receipt = receipt
         self.cause = cause
-        why = " ".join((reason or "").split()).rstrip(".") or _CAUSES.get(cause or "", "")
+        why = " ".join(reason.split()).rstrip(".") if reason else ""
+        why = why or _CAUSES.get(cause or "", "")
         super().__init__(f"Run {run!r} was cancelled{': ' + why if why else ''}{f' (by {actor})' if actor else ''}.")
 
 

@@ -148,18 +148,21 @@ def _send(
                 response = send(request)
         except BaseException as error:
             stream, call.socket, call.waker = call.socket, None, None
-            if stream is not None:
+            if stream is not None and not stream.closed:
                 stream.let_go(call)
-            for pool in and_new(pools, transport):
-                finish = reclaim(pool, call)
-                if finish is not None:
-                    finish()
+            # Woken while it waits for the answer, it has its connection closed by the pool, and leaves nothing there.
+            if type(error) is not Interruption or call.phase is not Phase.WAITING_FOR_HEADERS or call.multiplexed:
+                for pool in and_new(pools, transport):
+                    finish = reclaim(pool, call)
+                    if finish is not None:
+                        finish()
             if call.cancelled and isinstance(error, Exception):
                 raise Interruption(call) from None
             if call.requeue and call.requeued(error):
                 pools = pools_of(transport)
                 continue
-            call.failed(error)
+            if call.tracker is not None or isinstance(error, Exception):
+                call.failed(error)
             raise
         call.waker = None
         call.headers_read(response.status_code)

@@ -59,11 +59,12 @@ class Interruption(BaseException):
     Not an `Exception`: the SDK (1.0 to 3.x) turns any `Exception` raised below it into a connection error that it
     retries, and a cancelled call must not be retried. It never reaches the user: the entry and the fence turn it
     into `RunCancelledError`.
+
+    Made of the call, and by no function of its own: each one on the way of a freed caller keeps that one waiting.
     """
 
-    def __init__(self, call: Call) -> None:
-        super().__init__(f"call {call.id} was interrupted by a cancel")
-        self.call = call
+    def __str__(self) -> str:
+        return f"call {self.args[0].id} was interrupted by a cancel"
 
 
 class Owner(Protocol):

@@ -189,7 +189,7 @@ async def _send(
             response = await send(request)
         except BaseException as error:
             stream, call.socket = call.socket, None
-            if stream is not None:
+            if stream is not None and not stream.closed:
                 stream.let_go(call)
             await _reclaim(and_new(pools, transport), call)
             if call.requeue and call.requeued(error):

@@ -10,7 +10,7 @@ import contextlib
 import time
 from collections.abc import Awaitable
 from types import BuiltinFunctionType
-from typing import Any, Callable, Optional, cast
+from typing import Any, Callable, cast
 
 import anyio
 
@@ -33,10 +33,11 @@ def run_blocking(call: Call, send: Callable[..., Any], args: Any, kwargs: Any) -
             raise Interruption(call)
         result = send(*args, **kwargs)
     except BaseException as error:
-        call.close_idle()  # a response that nobody will ever get
+        if call.closer is not None or call.drain is not None:
+            call.close_idle()  # a response that nobody will ever get
         call.leave()
         if call.cancelled and isinstance(error, (Interruption, Exception)):
-            raise call.stopped() from _reason(error)
+            raise call.run.error(call) from (error if isinstance(error, Exception) else None)
         raise
     finally:
         current_call.reset(token)
@@ -58,10 +59,11 @@ async def run_concurrent(call: Call, send: Callable[..., Awaitable[Any]], args: 
             if result is not None:  # the cancel came between the answer and its delivery
                 await _close(result)
         finally:
-            call.close_idle()  # a response that nobody will ever get
+            if call.closer is not None or call.drain is not None:
+                call.close_idle()  # a response that nobody will ever get
             call.leave()
         if call.cancelled and isinstance(error, (Interruption, Exception)):
-            raise call.stopped() from _reason(error)
+            raise call.run.error(call) from (error if isinstance(error, Exception) else None)
         raise
     finally:
         try:  # noqa: SIM105  (three functions more, for each call)
@@ -80,10 +82,6 @@ def _give(call: Call, result: Any) -> Any:
         if call.cancelled:
             # Whoever cancelled may have looked for an open response before there was one to find.
             call.close_idle()
-
-
-def _reason(error: BaseException) -> Optional[Exception]:
-    return error if isinstance(error, Exception) else None
 
 
 async def _close(result: Any) -> None:

@@ -42,7 +42,7 @@ class _Stream(Owned):
             if call.cancelled:
                 raise Interruption(call) from None
             raise
-        if call.cancelled and call.must_stop():
+        if call.cancelled and ((call.tracker is None and call.drain is None) or not call.held):  # `must_stop()`
             raise Interruption(call)
         return data
 

@@ -18,6 +18,7 @@ import copy
 from typing import Any, Callable, Optional
 
 from deadstop.calls.call import Call, Interruption, active_call, current_call
+from deadstop.core.model import Phase
 
 __all__ = [
     "CALL",
@@ -37,6 +38,9 @@ __all__ = [
 
 CALL = "deadstop.call"
 """The request extension that names a request's call."""
+
+_ANSWERING = (Phase.WAITING_FOR_HEADERS, Phase.READING)
+"""Where a call has its connection, and waits for none."""
 
 _recasts: dict[tuple[type, Callable[[Any], type]], type] = {}
 
@@ -82,7 +86,7 @@ def _interruptible(cls: Any) -> type:
             # then looks through the queue, so a request that it did not find there sees the flag here.
             closing = super()._assign_requests_to_connections()
             call = current_call.get()  # each request passes here twice: what else there is to ask can wait
-            if call is None or not call.cancelled or active_call() is not call:
+            if call is None or not call.cancelled or call.phase in _ANSWERING or active_call() is not call:
                 return closing
             if any(each.is_queued() for each in requests_of(self, call)):
                 self._close_connections(closing)

@@ -44,7 +44,7 @@ class Owned:
         self._lock = threading.RLock()
         self._strikers: list[int] = []  # the threads that are shutting it down just now
         self._owner: Optional[Call] = None
-        self._closed = False
+        self.closed = False
         self._dead = False
         self._process = _process  # a forked child has the socket too, and must not shut it down
         self._sock: Any = None  # what `inner` reads from; looked up before it is needed
@@ -117,7 +117,7 @@ class Owned:
         me = threading.get_ident()
         try:
             self._strikers.append(me)
-            if self._owner is not call or self._closed or self._multiplexed or self._process is not _process:
+            if self._owner is not call or self.closed or self._multiplexed or self._process is not _process:
                 return False
             self._dead = True
             shut = self._shut
@@ -138,25 +138,30 @@ class Owned:
 
     def hang_up(self) -> None:
         """The stream is about to be closed; whoever is blocked on it, in another thread, comes free first."""
+        if self._dead:  # shut down already, by somebody who may still be at it
+            self.closed = True
+            if not self._strikers:
+                self._owner = None
+                return
         with self._lock:
             used = self._owner is not None or self._multiplexed
-            if used and not self._closed and not self._dead and self._process is _process:
+            if used and not self.closed and not self._dead and self._process is _process:
                 shut_down(self._sock or self._inner.get_extra_info("socket"), self._inode)
-            self._closed = True
+            self.closed = True
             if self._strikers:
                 self._let_them_end()
 
     def closing(self) -> None:
         """The stream is about to be closed: its descriptor must not be touched any more."""
         with self._lock:
-            self._closed = True
+            self.closed = True
             if self._strikers:
                 self._let_them_end()
 
     @property
     def gone(self) -> bool:
         """Whether the connection is over, by us or by the peer."""
-        return self._dead or self._closed
+        return self._dead or self.closed
 
     def get_extra_info(self, info: str) -> Any:
         """As the pool's own stream, except for whether it is readable.

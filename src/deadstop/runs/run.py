@@ -37,6 +37,8 @@ __all__ = ["BaseRun", "current_run"]
 
 log = logging.getLogger("deadstop")
 
+_NOBODY = (None, ())
+
 current_run: ContextVar[Optional[BaseRun]] = ContextVar("deadstop_run", default=None)
 """The innermost scope that is open in the current context."""
 
@@ -247,6 +249,10 @@ class BaseRun:
     def error(self, call: Optional[Call] = None) -> DeadstopError:
         """What a call of this cancelled run raises."""
         struck = self if call is None or call.canceller is None else call.canceller
+        asked, _ = struck.once.get("asked", _NOBODY)
+        if type(asked) is tuple and "it" not in struck.once:  # a user, just now, who lets the caller go first
+            reason, actor, _ = asked[2]
+            return RunCancelledError(run=struck.name, reason=reason, actor=actor, cause=Cause.USER)
         if call is not None and struck.cancelling is None:
             struck = stopper(self, call) or self
         cancelling = struck.cancelling
