@@ -72,8 +72,10 @@ def test_a_deadline_that_is_never_due_leaves_the_others_alone(seconds: float) ->
     assert after.wait(5)
 
 
-def test_what_breaks_the_wait_does_not_end_the_deadlines(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The thread has no memory for its wait, say. It waits again, and a deadline comes late rather than never."""
+def test_what_breaks_the_wait_does_not_end_the_deadlines(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The thread has no memory for its wait, say. It says so and waits on: a deadline comes late, not never."""
     timers, broken, fired = fresh(), threading.Event(), threading.Event()
     wait = timers._lock.wait
 
@@ -87,6 +89,7 @@ def test_what_breaks_the_wait_does_not_end_the_deadlines(monkeypatch: pytest.Mon
     timers.at(time.monotonic() + 0.1, fired.set)
     assert broken.wait(5)
     assert fired.wait(5)
+    assert [each.message for each in caplog.records if "MemoryError" in (each.exc_text or "")]
 
 
 def test_stopped_deadlines_do_not_pile_up() -> None:

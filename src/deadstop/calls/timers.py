@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import itertools
 import logging
@@ -89,6 +90,10 @@ def _run() -> None:
         try:
             over = _fire_next()
         except BaseException:  # nothing that may happen here is to end the other deadlines
+            with contextlib.suppress(BaseException):  # no memory for that either, say
+                log.exception(
+                    "The wait for the next deadline failed; the deadlines stand, and may be %g s late.", PAUSE
+                )
             time.sleep(PAUSE)
 
 
