@@ -240,7 +240,7 @@ def test_a_copy_has_the_ledger_of_the_client() -> None:
 
 def signatures(thing: Any, where: str, depth: int = 4) -> Iterator[tuple[str, str]]:
     """Of every public method of a client and its resources: its dotted name, and what `inspect` tells of it."""
-    for name in dir(type(thing)) if depth else ():
+    for name in dir(thing) if depth else ():
         if name.startswith(("_", "with_")) or name in ("runs", "copy"):
             continue
         with contextlib.suppress(Exception):  # a resource that needs a package which is not here

@@ -9,11 +9,10 @@ import _thread
 import contextlib
 import threading
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, Callable, Optional
 
 from deadstop.calls import connect, multiplexed
-from deadstop.calls.call import Call, Interruption, active_call
+from deadstop.calls.call import Call, Interruption, ReadInterruption, active_call
 from deadstop.calls.drain import in_thread
 from deadstop.calls.network_blocking import Backend
 from deadstop.calls.pool import (
@@ -28,10 +27,9 @@ from deadstop.calls.pool import (
     renew,
     retire,
     transports_of,
-    wake_waiter,
 )
 from deadstop.calls.streamed import exchange_blocking
-from deadstop.core.model import Interrupted, Phase
+from deadstop.core.model import Phase
 
 __all__ = ["close_pools", "hook_client", "reset_client"]
 
@@ -139,7 +137,6 @@ def _send(
     """One request through the pool. Whatever a cancelled call fails with becomes an `Interruption`."""
     pools = pools_of(transport) if pools is None else pools
     while True:
-        call.waker = partial(_wake, call, transport, pools)
         call.completed = False
         try:
             with call.gate:
@@ -150,8 +147,7 @@ def _send(
             stream, call.socket, call.waker = call.socket, None, None
             if stream is not None and not stream.closed:
                 stream.let_go(call)
-            # Woken while it waits for the answer, it has its connection closed by the pool, and leaves nothing there.
-            if type(error) is not Interruption or call.phase is not Phase.WAITING_FOR_HEADERS or call.multiplexed:
+            if type(error) is not ReadInterruption:
                 for pool in and_new(pools, transport):
                     finish = reclaim(pool, call)
                     if finish is not None:
@@ -171,14 +167,6 @@ def _send(
         call.body_closed = False
         response.stream = _body(call, response.stream, pools)
         return response
-
-
-def _wake(call: Call, transport: Any, pools: list[Any]) -> None:
-    if call.phase is Phase.WAITING_FOR_POOL:
-        if call.interrupted is Interrupted.NOTHING:
-            call.interrupted = Interrupted.WAKE
-        for pool in and_new(pools, transport):
-            wake_waiter(pool, call)
 
 
 _bodies: dict[type, Any] = {}

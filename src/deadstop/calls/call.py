@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Callable, Optional, Protocol
 
 from deadstop.calls.completion import Completion
 from deadstop.calls.facts import facts_of
+from deadstop.calls.interruption import Interruption, ReadInterruption
 from deadstop.core.model import CallFacts, Interrupted, Phase, Streamed
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from deadstop.calls.tracker import Tracker
     from deadstop.errors import DeadstopError
 
-__all__ = ["Call", "Interruption", "active_call", "current_call"]
+__all__ = ["Call", "Interruption", "ReadInterruption", "active_call", "current_call"]
 
 current_call: ContextVar[Optional[Call]] = ContextVar("deadstop_call", default=None)
 """The call on whose behalf the current context talks to the network."""
@@ -51,20 +52,6 @@ def active_call() -> Optional[Call]:
     if call is None or call.phase is Phase.ENDED or (not call.in_task and call.home != threading.get_ident()):
         return None
     return call
-
-
-class Interruption(BaseException):
-    """Unwinds a cancelled call through the SDK.
-
-    Not an `Exception`: the SDK (1.0 to 3.x) turns any `Exception` raised below it into a connection error that it
-    retries, and a cancelled call must not be retried. It never reaches the user: the entry and the fence turn it
-    into `RunCancelledError`.
-
-    Made of the call, and by no function of its own: each one on the way of a freed caller keeps that one waiting.
-    """
-
-    def __str__(self) -> str:
-        return f"call {self.args[0].id} was interrupted by a cancel"
 
 
 class Owner(Protocol):
@@ -323,6 +310,16 @@ class Call:
         self.read_deadline = None
         if self.tracker is not None:
             self.tracker.begin(opaque and not self.aside)
+
+    def enter_again(self) -> None:
+        """A transport around ours sends the request anew. Raises `Interruption` when it must not (I13)."""
+        if self.cancelled:
+            raise Interruption(self)
+        stream, self.socket = self.socket, None
+        if stream is not None:
+            stream.let_go(self)  # the connection is the pool's again, for whoever comes
+        self.phase = Phase.WAITING_FOR_POOL
+        self.status = self.connection = self.read_deadline = None
 
     def sending(self, multiplexed: bool) -> None:
         """Bytes of the request are about to leave. Raises `Interruption` when they must not."""

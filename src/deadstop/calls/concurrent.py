@@ -20,7 +20,7 @@ from deadstop.calls import multiplexed
 from deadstop.calls.call import Call, Interruption, active_call, current_call
 from deadstop.calls.loops import Loop, asked_of, miscounted
 from deadstop.calls.network_concurrent import Backend
-from deadstop.calls.pool import CALL, and_new, pools_of, recast, reclaim, renew, retire, transports_of
+from deadstop.calls.pool import CALL, and_new, hook_pool, pools_of, recast, reclaim, renew, retire, transports_of
 from deadstop.calls.streamed import exchange_concurrent
 from deadstop.core.model import Interrupted, Phase
 
@@ -135,6 +135,7 @@ def hook_backend(pool: Any) -> None:
     """Put our network backend in front of the pool's own. Idempotent."""
     if not isinstance(pool._network_backend, Backend):
         pool._network_backend = Backend(pool._network_backend)
+        hook_pool(pool)
         multiplexed.hook_pool(pool)
 
 

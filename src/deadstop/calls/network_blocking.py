@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any, Optional
 
 from deadstop.calls import connect
-from deadstop.calls.call import Call, Interruption, active_call, current_call
+from deadstop.calls.call import Call, Interruption, ReadInterruption, active_call, current_call
 from deadstop.calls.shared import SharedSocket
 from deadstop.calls.sockets import Owned
 from deadstop.calls.turns import call_here
@@ -40,10 +40,10 @@ class _Stream(Owned):
             data: bytes = self._inner.read(max_bytes, timeout if call.read_deadline is None else call.timeout(timeout))
         except Exception:
             if call.cancelled:
-                raise Interruption(call) from None
+                raise (ReadInterruption if self._begun else Interruption)(call) from None
             raise
         if call.cancelled and ((call.tracker is None and call.drain is None) or not call.held):  # `must_stop()`
-            raise Interruption(call)
+            raise (ReadInterruption if self._begun else Interruption)(call)
         return data
 
     def write(self, buffer: bytes, timeout: Optional[float] = None) -> None:

@@ -15,10 +15,11 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from functools import partial
 from typing import Any, Callable, Optional
 
 from deadstop.calls.call import Call, Interruption, active_call, current_call
-from deadstop.core.model import Phase
+from deadstop.core.model import Interrupted, Phase
 
 __all__ = [
     "CALL",
@@ -38,9 +39,6 @@ __all__ = [
 
 CALL = "deadstop.call"
 """The request extension that names a request's call."""
-
-_ANSWERING = (Phase.WAITING_FOR_HEADERS, Phase.READING)
-"""Where a call has its connection, and waits for none."""
 
 _recasts: dict[tuple[type, Callable[[Any], type]], type] = {}
 
@@ -77,16 +75,52 @@ def _reduced_as(made: Any, cls: Any) -> Callable[[Any, Any], Any]:
     return reduce
 
 
-def _interruptible(cls: Any) -> type:
-    """A pool in which a cancel that comes between queueing and waiting for a connection is seen. For threads."""
+def _entering(request: Any) -> Optional[Call]:
+    """The call that a request is about to enter a pool for, if it is one of ours.
+
+    A transport that wraps ours may send its request more than once, and so may one that makes requests of its own.
+    """
+    call: Optional[Call] = request.extensions.get(CALL)
+    if call is None:
+        call = active_call()
+        if call is None:
+            return None
+        request.extensions = {**request.extensions, CALL: call}
+    if call.phase is not Phase.WAITING_FOR_POOL:
+        call.enter_again()
+    return call
+
+
+def _of_tasks(cls: Any) -> type:
+    """A pool of tasks, which are cancelled where they wait."""
 
     class Pool(cls):  # type: ignore[misc]
+        def handle_async_request(self, request: Any) -> Any:
+            _entering(request)
+            return super().handle_async_request(request)
+
+    return Pool
+
+
+def _interruptible(cls: Any) -> type:
+    """A pool in which threads that wait for a connection can be woken.
+
+    A cancel that comes between queueing and waiting is seen, too.
+    """
+
+    class Pool(cls):  # type: ignore[misc]
+        def handle_request(self, request: Any) -> Any:
+            call = _entering(request)
+            if call is not None:
+                call.waker = partial(_wake, self, call)
+            return super().handle_request(request)
+
         def _assign_requests_to_connections(self) -> Any:
             # Every request passes here after it was queued and before it waits. The canceller sets `cancelled` and
             # then looks through the queue, so a request that it did not find there sees the flag here.
             closing = super()._assign_requests_to_connections()
             call = current_call.get()  # each request passes here twice: what else there is to ask can wait
-            if call is None or not call.cancelled or call.phase in _ANSWERING or active_call() is not call:
+            if call is None or not call.cancelled or not self._requests or active_call() is not call:
                 return closing
             if any(each.is_queued() for each in requests_of(self, call)):
                 self._close_connections(closing)
@@ -97,8 +131,10 @@ def _interruptible(cls: Any) -> type:
 
 
 def hook_pool(pool: Any) -> None:
-    """Prepare a thread's connection pool so that waiting on it can be interrupted."""
-    if hasattr(pool, "_assign_requests_to_connections") and hasattr(pool, "_requests"):
+    """Prepare a connection pool so that it is known what waits there; for threads, so that it can be interrupted."""
+    if hasattr(pool, "handle_async_request"):
+        recast(pool, _of_tasks)
+    elif hasattr(pool, "_assign_requests_to_connections") and hasattr(pool, "_requests"):
         recast(pool, _interruptible)
 
 
@@ -149,6 +185,13 @@ def requests_of(pool: Any, call: Call) -> list[Any]:
         if request is not None and request.extensions.get(CALL) is call:
             found.append(entry)
     return found
+
+
+def _wake(pool: Any, call: Call) -> None:
+    if call.phase is Phase.WAITING_FOR_POOL:
+        if call.interrupted is Interrupted.NOTHING:
+            call.interrupted = Interrupted.WAKE
+        wake_waiter(pool, call)
 
 
 def wake_waiter(pool: Any, call: Call) -> None:
