@@ -86,7 +86,7 @@ def _entering(request: Any) -> Optional[Call]:
         if call is None:
             return None
         request.extensions = {**request.extensions, CALL: call}
-    if call.phase is not Phase.WAITING_FOR_POOL:
+    if call.phase is not Phase.WAITING_FOR_POOL and active_call() is call:  # not beside it, in another thread
         call.enter_again()
     return call
 
