@@ -21,10 +21,9 @@ from deadstop.calls.drain import Drain, in_thread
 from deadstop.calls.facts import characters_in
 from deadstop.calls.loops import Loop
 from deadstop.calls.pool import recast
+from deadstop.calls.twins import CALL_OF, bare, twin_of
 
 __all__ = ["Fenced", "FencedAsync", "call_of", "fence_helper", "hand_over"]
-
-_CALL = "_deadstop_call"
 
 
 class Fenced:
@@ -219,7 +218,7 @@ def hand_over(call: Call, result: Any) -> Any:
         call.handed_over = True
         fence_response(call, response)
         if response is not result:
-            setattr(result, _CALL, call)
+            setattr(result, CALL_OF, call)
             recast(result, _with_fenced_parse)
     if response.is_closed or call.body_closed:
         call.leave()
@@ -249,53 +248,18 @@ def fence_stream(call: Call, stream: Any) -> Any:
     collector comes by. The caller gets a twin that shares the stream's attributes and is in no cycle: when it goes,
     the connection goes.
     """
+    stream, put = bare(stream)
     stream._iterator = fence = call.reader = fenced(call, stream._iterator, counted=True)
-    setattr(stream, _CALL, call)
-    cls = type(stream)
-    shown = _twins.get(cls)
-    if shown is None:
-        shown = _twins[cls] = _with_shown_response(cls)
-    twin: Any = object.__new__(shown)
-    # Copied, not shared: CPython 3.13 keeps attributes inside the object, and its collector does not see a shared dict.
-    twin.__dict__.update(stream.__dict__)
+    setattr(stream, CALL_OF, call)
+    twin = twin_of(stream)
     fence.owner = weakref.ref(twin, lambda _: None if call.shown else call.close_idle())
-    return twin
-
-
-_twins: dict[type, type] = {}
-
-
-def _with_shown_response(cls: Any) -> type:
-    """A stream that notes when its caller takes the HTTP response out: it may be read on without the stream."""
-
-    class Stream(cls):  # type: ignore[misc]
-        @property
-        def response(self) -> Any:
-            call: Call = self.__dict__[_CALL]
-            call.shown = True
-            if call.drains and call.drain is not None:  # what is read there would be seen
-                call.drain.end()
-            return self.__dict__["response"]
-
-        @response.setter
-        def response(self, response: Any) -> None:
-            self.__dict__["response"] = response
-
-    if hasattr(cls, "close"):  # the SDK's own, but for the property: closing a stream shows nothing of it
-
-        def close(self: Any) -> Any:
-            response = self.__dict__["response"]
-            return response.aclose() if hasattr(cls, "__anext__") else response.close()
-
-        Stream.close = close
-    Stream.__name__, Stream.__qualname__, Stream.__module__ = cls.__name__, cls.__qualname__, cls.__module__
-    return Stream
+    return put(twin)
 
 
 def call_of(thing: Any) -> Optional[Call]:
     """The call that an SDK stream or response belongs to, if it is one of ours."""
     for each in (thing, getattr(thing, "_raw_stream", None), getattr(thing, "http_response", None)):
-        call = getattr(each, "__dict__", {}).get(_CALL)
+        call = getattr(each, "__dict__", {}).get(CALL_OF)
         if isinstance(call, Call):
             return call
     return None
@@ -340,7 +304,7 @@ def _with_fenced_parse(cls: Any) -> type:
 
 def fence_response(call: Call, response: Any) -> None:
     """Fence an HTTP response that the caller reads by itself."""
-    setattr(response, _CALL, call)
+    setattr(response, CALL_OF, call)
     recast(response, _fenced_response)
 
 

@@ -1,0 +1,154 @@
+"""Clients whose calls somebody else watches, too: what they put around a call or a stream is left in its place."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from worlds import CHAT, until
+
+import deadstop
+from deadstop import RunCancelledError
+from deadstop.testing import FakeOpenAI
+
+
+@pytest.fixture
+def server() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI(rate=50, tokens=1000) as one:
+        yield one
+
+
+class Proxy:
+    """As wrapt's ObjectProxy: it passes for what it wraps, and counts the events that it hands on."""
+
+    __slots__ = ("__weakref__", "__wrapped__", "events")
+
+    def __init__(self, wrapped: Any) -> None:
+        object.__setattr__(self, "__wrapped__", wrapped)
+        object.__setattr__(self, "events", 0)
+
+    __class__ = property(lambda self: self.__wrapped__.__class__)  # type: ignore[assignment]
+    __dict__ = property(lambda self: self.__wrapped__.__dict__)  # type: ignore[assignment]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__wrapped__, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in Proxy.__slots__:
+            object.__setattr__(self, name, value)
+        else:
+            setattr(self.__wrapped__, name, value)
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> Any:
+        event = next(self.__wrapped__)
+        self.events += 1
+        return event
+
+    def __aiter__(self) -> Any:
+        return self
+
+    async def __anext__(self) -> Any:
+        event = await self.__wrapped__.__anext__()
+        self.events += 1
+        return event
+
+
+@pytest.fixture
+def proxies(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What an instrumentor that patches `request` of the SDK's classes, as OpenInference's does, has put around."""
+    made: list[Any] = []
+
+    def around(result: Any) -> Any:
+        parsed = getattr(result, "_parsed_by_type", None)
+        if isinstance(result, (openai.Stream, openai.AsyncStream)):
+            result = Proxy(Proxy(result))
+            made.append(weakref.ref(result))
+        elif parsed is not None:  # with_raw_response
+            result.parse()
+            for kind, stream in parsed.items():
+                parsed[kind] = Proxy(stream)
+                made.append(weakref.ref(parsed[kind]))
+        return result
+
+    def patch(cls: Any, is_async: bool) -> None:
+        original = cls.request
+
+        async def later(*args: Any, **kwargs: Any) -> Any:
+            return around(await original(*args, **kwargs))
+
+        def request(*args: Any, **kwargs: Any) -> Any:
+            return later(*args, **kwargs) if is_async else around(original(*args, **kwargs))
+
+        monkeypatch.setattr(cls, "request", functools.wraps(original)(later if is_async else request))
+
+    patch(openai.OpenAI, False)
+    patch(openai.AsyncOpenAI, True)
+    return made
+
+
+@pytest.mark.parametrize("raw", [False, True], ids=["stream", "raw"])
+@pytest.mark.parametrize("attached", [False, True], ids=["ours", "attached"])
+def test_a_stream_in_an_instrumentors_proxy(
+    world: Any, server: FakeOpenAI, proxies: list[Any], attached: bool, raw: bool
+) -> None:
+    """The caller gets the proxy, which sees each event; the cancel ends it; left early, it closes the connection."""
+    kind = (openai.AsyncOpenAI if world.is_async else openai.OpenAI) if attached else None
+    client = world.client(server.base_url) if kind is None else kind(api_key="k", base_url=server.base_url)
+    runs = deadstop.attach(client)
+    if raw and not hasattr(openai, "_legacy_response"):
+        pytest.skip("this SDK keeps what it has parsed elsewhere")
+
+    def create() -> Any:
+        if raw:
+            return client.chat.completions.with_raw_response.create(**CHAT, stream=True)
+        return client.chat.completions.create(**CHAT, stream=True)
+
+    seen: list[Any] = []
+
+    def some() -> Any:
+        stream = create().parse() if raw else create()
+        for event in stream:
+            seen.append(event)
+            if len(seen) == 3:
+                assert stream.events == 3
+            if stop_at == len(seen):
+                return
+
+    async def some_async() -> Any:
+        made = await create()
+        stream = made.parse() if raw else made
+        async for event in stream:
+            seen.append(event)
+            if len(seen) == 3:
+                assert stream.events == 3
+            if stop_at == len(seen):
+                return
+
+    stop_at = 0
+    pending = world.start(some_async if world.is_async else some)
+    until(lambda: len(seen) > 3 or pending.done, "three events")
+    (run,) = runs.list()
+    receipt = world.run(run.cancel)
+    assert (receipt.outcome, receipt.delivered.chunks) == ("cancelled", len(seen))
+    assert isinstance(pending.failure(), RunCancelledError)
+
+    gc.disable()
+    try:
+        server.reset()
+        seen.clear()
+        stop_at = 3
+        world.start(some_async if world.is_async else some).result()
+        assert proxies[-1]() is None
+        server.wait_for(lambda requests: requests[-1].state == "disconnected")
+    finally:
+        gc.enable()
+    assert runs.list() == []
+    world.close(client)
