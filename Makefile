@@ -35,7 +35,7 @@ lint: ## Lint, and check the format
 
 types: ## Check the types
 	@$(SETUP) dev
-	$(VENV)/mypy --strict src
+	$(VENV)/mypy --strict
 
 contract: ## Check that imports run downward only
 	@$(SETUP) dev

@@ -6,7 +6,7 @@ import inspect
 import weakref
 from functools import lru_cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Protocol, Union, overload
 
 from deadstop.clients.adopted import ATTRIBUTE, Adopted, adopt_async, adopt_sync, keep, share, url_in_force
 from deadstop.clients.drop_in import is_ours
@@ -20,6 +20,24 @@ if TYPE_CHECKING:
 __all__ = ["attach"]
 
 
+class _Client(Protocol):
+    """What a type checker takes for a sync client: `close()` tells the two apart in every SDK of that generator."""
+
+    max_retries: int
+
+    def close(self) -> None: ...
+
+
+class _AsyncClient(Protocol):
+    max_retries: int
+
+    async def close(self) -> None: ...
+
+
+@overload
+def attach(client: _Client, *, url: Optional[str] = None) -> Runs: ...
+@overload
+def attach(client: _AsyncClient, *, url: Optional[str] = None) -> AsyncRuns: ...
 def attach(client: Any, *, url: Optional[str] = None) -> Union[Runs, AsyncRuns]:
     """Runs for a client that was built elsewhere: `Runs` for a sync one, `AsyncRuns` for an async one.
 

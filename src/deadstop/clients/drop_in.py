@@ -6,7 +6,7 @@ import functools
 import inspect
 from contextvars import ContextVar
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Callable, Optional, TypeVar, cast, overload
 
 import openai
 
@@ -14,6 +14,8 @@ from deadstop.clients.adopted import ATTRIBUTE, adopt_async, adopt_sync, keep, s
 from deadstop.clients.helpers import hook_made_resources, hook_resources
 
 if TYPE_CHECKING:
+    from typing_extensions import Concatenate, ParamSpec, Self
+
     from deadstop.runs.blocking import Runs
     from deadstop.runs.concurrent import AsyncRuns
 
@@ -25,6 +27,17 @@ _copied: ContextVar[Optional[type]] = ContextVar("deadstop_copied", default=None
 """The class of a client that is being made as a copy: it gets the other's runs, and keeps none of its own."""
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+if TYPE_CHECKING:
+    P = ParamSpec("P")
+    S = TypeVar("S")
+    R = TypeVar("R")
+
+    # For type checkers, which can't follow `_prepared` and `_sharing`: what they find is the SDK's own parameters, of
+    # whichever SDK is there, and beside them a form that has `runs_url`.
+    def _as(
+        theirs: Callable[Concatenate[Any, P], Any],
+    ) -> Callable[[Callable[[S], R]], Callable[Concatenate[S, P], R]]: ...
 
 
 class _Likeness(type(openai.OpenAI)):  # type: ignore[misc]
@@ -158,8 +171,24 @@ class OpenAI(_Sync, openai.OpenAI, metaclass=_Likeness):
     `sqlite: nats://bus:4222`; a bus alone will do, too. Raises UsageError for a bad `DEADSTOP_*` setting.
     """
 
-    __init__ = _prepared(openai.OpenAI.__init__)
-    copy = _sharing(openai.OpenAI.copy, adopt_sync)
+    if TYPE_CHECKING:
+
+        @overload
+        @_as(openai.OpenAI.__init__)
+        def __init__(self) -> None: ...
+        @overload
+        def __init__(self, *args: Any, runs_url: Optional[str], **kwargs: Any) -> None: ...
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        @overload
+        @_as(openai.OpenAI.copy)
+        def copy(self) -> Self: ...
+        @overload
+        def copy(self, *args: Any, runs_url: Optional[str], **kwargs: Any) -> Self: ...
+        def copy(self, *args: Any, **kwargs: Any) -> Self: ...
+    else:
+        __init__ = _prepared(openai.OpenAI.__init__)
+        copy = _sharing(openai.OpenAI.copy, adopt_sync)
+
     with_options = copy
 
 
@@ -167,8 +196,24 @@ class OpenAI(_Sync, openai.OpenAI, metaclass=_Likeness):
 class AsyncOpenAI(_Async, openai.AsyncOpenAI, metaclass=_Likeness):
     """`openai.AsyncOpenAI` whose calls can be cancelled at any moment, from any thread, on asyncio and trio."""
 
-    __init__ = _prepared(openai.AsyncOpenAI.__init__)
-    copy = _sharing(openai.AsyncOpenAI.copy, adopt_async)
+    if TYPE_CHECKING:
+
+        @overload
+        @_as(openai.AsyncOpenAI.__init__)
+        def __init__(self) -> None: ...
+        @overload
+        def __init__(self, *args: Any, runs_url: Optional[str], **kwargs: Any) -> None: ...
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        @overload
+        @_as(openai.AsyncOpenAI.copy)
+        def copy(self) -> Self: ...
+        @overload
+        def copy(self, *args: Any, runs_url: Optional[str], **kwargs: Any) -> Self: ...
+        def copy(self, *args: Any, **kwargs: Any) -> Self: ...
+    else:
+        __init__ = _prepared(openai.AsyncOpenAI.__init__)
+        copy = _sharing(openai.AsyncOpenAI.copy, adopt_async)
+
     with_options = copy
 
 
@@ -176,8 +221,24 @@ class AsyncOpenAI(_Async, openai.AsyncOpenAI, metaclass=_Likeness):
 class AzureOpenAI(openai.AzureOpenAI, OpenAI):
     """`openai.AzureOpenAI` with `runs`; see `OpenAI`."""
 
-    __init__ = _prepared(openai.AzureOpenAI.__init__)
-    copy = _sharing(openai.AzureOpenAI.copy, adopt_sync)
+    if TYPE_CHECKING:
+
+        @overload
+        @_as(openai.AzureOpenAI.__init__)
+        def __init__(self) -> None: ...
+        @overload
+        def __init__(self, *args: Any, runs_url: Optional[str] = None, **kwargs: Any) -> None: ...
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        @overload
+        @_as(openai.AzureOpenAI.copy)
+        def copy(self) -> Self: ...
+        @overload
+        def copy(self, *args: Any, runs_url: Optional[str], **kwargs: Any) -> Self: ...
+        def copy(self, *args: Any, **kwargs: Any) -> Self: ...
+    else:
+        __init__ = _prepared(openai.AzureOpenAI.__init__)
+        copy = _sharing(openai.AzureOpenAI.copy, adopt_sync)
+
     with_options = copy
 
 
@@ -185,8 +246,24 @@ class AzureOpenAI(openai.AzureOpenAI, OpenAI):
 class AsyncAzureOpenAI(openai.AsyncAzureOpenAI, AsyncOpenAI):
     """`openai.AsyncAzureOpenAI` with `runs`; see `AsyncOpenAI`."""
 
-    __init__ = _prepared(openai.AsyncAzureOpenAI.__init__)
-    copy = _sharing(openai.AsyncAzureOpenAI.copy, adopt_async)
+    if TYPE_CHECKING:
+
+        @overload
+        @_as(openai.AsyncAzureOpenAI.__init__)
+        def __init__(self) -> None: ...
+        @overload
+        def __init__(self, *args: Any, runs_url: Optional[str] = None, **kwargs: Any) -> None: ...
+        def __init__(self, *args: Any, **kwargs: Any) -> None: ...
+        @overload
+        @_as(openai.AsyncAzureOpenAI.copy)
+        def copy(self) -> Self: ...
+        @overload
+        def copy(self, *args: Any, runs_url: Optional[str], **kwargs: Any) -> Self: ...
+        def copy(self, *args: Any, **kwargs: Any) -> Self: ...
+    else:
+        __init__ = _prepared(openai.AsyncAzureOpenAI.__init__)
+        copy = _sharing(openai.AsyncAzureOpenAI.copy, adopt_async)
+
     with_options = copy
 
 

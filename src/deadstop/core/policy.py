@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 from deadstop.core.model import Evidence, Level
 from deadstop.errors import UsageError
@@ -97,6 +97,25 @@ class CancelPolicy:
     drain: float = 0.0
     concurrency: int = 0
     rate: float = 0.0
+
+    if TYPE_CHECKING:  # what is taken is more than what is kept
+
+        def __init__(
+            self,
+            timeout: float = 10.0,
+            attempt_timeout: float = 3.0,
+            backoff: Backoff = ...,
+            grace: float = 2.0,
+            poll: float = 0.25,
+            wait: Level | Literal["sent", "accepted", "confirmed"] = Level.CONFIRMED,
+            on_timeout: OnTimeout = "raise",
+            give_up: float = 600.0,
+            recheck: float = 5.0,
+            evidence: Evidence | Literal["status", "events", "engine"] = Evidence.STATUS,
+            drain: float = 0.0,
+            concurrency: int = 0,
+            rate: float = 0.0,
+        ) -> None: ...
 
     def __post_init__(self) -> None:
         for each in fields(self):

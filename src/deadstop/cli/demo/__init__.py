@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import statistics
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 from deadstop.cli.demo.cases import CASES, Case
 from deadstop.cli.demo.judge import Played
@@ -57,7 +57,7 @@ def _remotely(stage: Stage, console: Console, cases: Sequence[RemoteCase]) -> li
     """Play the remote runs. Where receipt and record disagree."""
     if stage.fake is None or not cases:
         return []
-    options = {"api_key": "none-needed", "base_url": stage.fake.base_url, "max_retries": 0}
+    options: dict[str, Any] = {"api_key": "none-needed", "base_url": stage.fake.base_url, "max_retries": 0}
     played = play_remote(stage.fake, lambda: OpenAI(**options), lambda: AsyncOpenAI(**options), cases, console)
     show_remote(played, console)
     return [f"{each.case.run}, {each.case.server}: {problem}" for each in played for problem in each.problems]
