@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import deadstop
+import deadstop.errors
 
 PACKAGE = Path(deadstop.__file__).parent
 TESTS = Path(__file__).parent
@@ -30,12 +31,15 @@ PUBLIC = {
     "CallFacts",
     "CancelPolicy",
     "CancelReceipt",
+    "CancelRefusedError",
     "Cause",
     "DeadstopError",
     "Diagnosis",
     "DiagnosisClass",
     "Evidence",
     "Kind",
+    "LedgerError",
+    "LedgerUnavailable",
     "Level",
     "OpenAI",
     "Orphan",
@@ -126,6 +130,13 @@ def test_the_public_names_are_these() -> None:
 def test_a_public_name_resolves_and_says_what_it_is(name: str) -> None:
     """Every public name can be imported and has a docstring of its own."""
     assert getattr(deadstop, name).__doc__
+
+
+def test_an_error_that_the_docs_name_is_imported_from_the_top() -> None:
+    """Who is told by the docs which error is raised can write `from deadstop import` and that name."""
+    docs = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
+    named = {name for name in deadstop.errors.__all__ if re.search(rf"`{name}`", docs)}
+    assert {"CancelRefusedError", "LedgerUnavailable"} <= named <= set(deadstop.__all__)
 
 
 def test_the_library_needs_no_extra() -> None:
