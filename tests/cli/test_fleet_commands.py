@@ -189,3 +189,14 @@ def test_the_reconciler_ends_when_there_is_nothing_left(state: dict[str, str], s
     with command("reconcile", "--once", **state, **key_and_url(server.base_url)) as child:
         assert child.end() == 0, child.errors
     assert child.output[-1] == "0 finished."
+
+
+def test_the_reconciler_counts_what_it_finished_alone(state: dict[str, str], server: FakeOpenAI) -> None:
+    """A cancel that could not be confirmed once more is not called finished: it will be taken up again."""
+    known = {**state, **key_and_url(server.base_url)}
+    with warm("cancel", "response:resp_of_nobody", "--timeout", "5", **known) as child:
+        assert child.end() == 3, child.errors
+    with warm("reconcile", "--once", **known) as child:
+        assert child.end() == 0, child.errors
+    assert "diagnosis wrong_target" in child.errors
+    assert child.output[-1] == "0 finished."

@@ -292,7 +292,9 @@ class _Returned(Claim):
         return self._claim.left
 
     def release(self) -> None:
-        self._pick_up.finished += 1
+        receipt = None if self.scope is None else self.scope.receipt
+        if receipt is not None and receipt.ok:  # what is unconfirmed is taken up again
+            self._pick_up.finished += 1
         self.give_back()
 
     def give_back(self) -> None:
