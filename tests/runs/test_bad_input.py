@@ -65,6 +65,9 @@ def test_bad_input_is_refused_and_nothing_is_left_open(
         ("r", {"timeout": 0}, UsageError),
         ("r", {"wait": "done"}, UsageError),
         ("r", {"policy": "fast"}, UsageError),
+        ("r", {"reason": ValueError("too slow")}, UsageError),
+        ("r", {"actor": 7}, UsageError),
+        ("r", {"request_id": 7}, UsageError),
     ],
 )
 def test_a_bad_cancel_cancels_nothing(
@@ -78,6 +81,18 @@ def test_a_bad_cancel_cancels_nothing(
     assert str(error).endswith("."), "a full sentence"
     server.rate = 0  # it has seen what it was to see
     assert pending.result() >= 10
+
+
+def test_what_is_said_of_a_cancel_is_text(world: Any, client: Any) -> None:
+    """An exception as the reason, a number as the actor: refused by whoever takes it, before anything is cancelled. The
+    callers of the run would get an `AttributeError`, and the record nothing."""
+    run = client.runs.open("r")
+    for told in ({"reason": ValueError("too slow")}, {"actor": 7}):
+        with pytest.raises(UsageError, match="give text"):
+            run.cancel_soon(**told)
+        for cancel in (functools.partial(client.runs.cancel_all, **told), functools.partial(run.cancel, **told)):
+            assert isinstance(world.start(cancel).failure(), UsageError)
+    run.check()
 
 
 def test_a_name_that_is_open_can_not_be_opened_again(world: Any, client: Any, server: FakeOpenAI) -> None:

@@ -14,7 +14,7 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.errors import CancelRefusedError, RunCancellationTimeoutError
 from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.checks import checked_name, checked_policy
+from deadstop.runs.checks import checked_facts, checked_name, checked_policy
 from deadstop.runs.keeping import PATIENCE
 from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
@@ -72,7 +72,7 @@ class Run(BaseRun):
         request_id: Optional[str] = None,
     ) -> CancelReceipt:
         """As `Runs.cancel` for this run."""
-        return cancel(self, wish(wait, timeout, policy), (reason, actor, request_id))
+        return cancel(self, wish(wait, timeout, policy), checked_facts(reason, actor, request_id))
 
     def __enter__(self) -> Run:
         self.enter()
@@ -193,7 +193,7 @@ class Runs:
         with `on_timeout="return"`), `CancelRefusedError`, `UnknownRunError`, `UsageError`.
         """
         asked = ANY if wait is None and timeout is None and policy is None else wish(wait, timeout, policy)
-        facts, registry = (reason, actor, request_id), self._registry
+        facts, registry = checked_facts(reason, actor, request_id), self._registry
         if registry.keeper is not None:
             bounds = terms(registry, None, asked, time.monotonic())
             away = registry.keeper.away(target, bounds, dict(zip(FACTS, facts)))
@@ -219,7 +219,7 @@ class Runs:
 
         Never raises for a run that could not be confirmed: its receipt says so.
         """
-        wanted = (wish(wait, timeout, policy), time.monotonic(), (reason, actor, None))
+        wanted = (wish(wait, timeout, policy), time.monotonic(), checked_facts(reason, actor))
         asked = terms(self._registry, None, *wanted[:2])._replace(on_timeout="return")
         started = self._registry.cancel_all_soon(reason=reason, actor=actor, deadline=asked.deadline)
         receipts = []

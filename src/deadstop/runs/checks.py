@@ -12,6 +12,7 @@ __all__ = [
     "LONGEST",
     "already_open",
     "checked_actors",
+    "checked_facts",
     "checked_for_others",
     "checked_name",
     "checked_new_name",
@@ -80,6 +81,20 @@ def checked_seconds(what: str, seconds: Any) -> float:
     if not 0 < seconds < float("inf"):
         raise UsageError(f"{what} is {seconds!r}: give a finite number of seconds above 0.")
     return float(seconds)
+
+
+def checked_facts(
+    reason: Any, actor: Any, request_id: Any = None
+) -> tuple[Optional[str], Optional[str], Optional[str]]:
+    """What is said of a cancel: text, or `UsageError`. It goes into errors, records and logs that take nothing else."""
+    for what, said, such in (
+        ("reason", reason, "user pressed stop"),
+        ("actor", actor, "u-7"),
+        ("request_id", request_id, "stop-1"),
+    ):
+        if said is not None and not isinstance(said, str):
+            raise UsageError(f"{what} is {said!r}: give text, such as {such!r}. Nothing was cancelled.")
+    return reason, actor, request_id
 
 
 def already_open(name: str) -> RunAlreadyOpenError:

@@ -18,7 +18,7 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.errors import CancelRefusedError, RunCancellationTimeoutError
 from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.checks import checked_name, checked_policy
+from deadstop.runs.checks import checked_facts, checked_name, checked_policy
 from deadstop.runs.keeping import PATIENCE
 from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
@@ -78,7 +78,7 @@ class AsyncRun(BaseRun):
         request_id: Optional[str] = None,
     ) -> CancelReceipt:
         """As `AsyncRuns.cancel` for this run."""
-        return await cancel(self, wish(wait, timeout, policy), (reason, actor, request_id))
+        return await cancel(self, wish(wait, timeout, policy), checked_facts(reason, actor, request_id))
 
     async def __aenter__(self) -> AsyncRun:
         self.enter()
@@ -203,7 +203,7 @@ class AsyncRuns:
         that waits here passes through; the cancel goes on.
         """
         asked = ANY if wait is None and timeout is None and policy is None else wish(wait, timeout, policy)
-        facts, registry = (reason, actor, request_id), self._registry
+        facts, registry = checked_facts(reason, actor, request_id), self._registry
         if registry.keeper is not None:
             registry.loop = Loop.current(registry.last)
             bounds = terms(registry, None, asked, time.monotonic())
@@ -230,7 +230,7 @@ class AsyncRuns:
 
         Never raises for a run that could not be confirmed: its receipt says so.
         """
-        wanted = (wish(wait, timeout, policy), time.monotonic(), (reason, actor, None))
+        wanted = (wish(wait, timeout, policy), time.monotonic(), checked_facts(reason, actor))
         asked = terms(self._registry, None, *wanted[:2])._replace(on_timeout="return")
         for run in self._registry.live():
             _bring_home(run)

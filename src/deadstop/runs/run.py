@@ -24,6 +24,7 @@ from deadstop.errors import (
     UsageError,
 )
 from deadstop.runs.cancelling import Cancelling
+from deadstop.runs.checks import checked_facts
 from deadstop.runs.family import hand_up, leave_above, stopper
 from deadstop.runs.remote import Remote
 from deadstop.runs.strike import strike
@@ -139,6 +140,7 @@ class BaseRun:
         The fence is closed when it returns; what came of it is in `receipt` later. Raises `CancelRefusedError` if the
         actor may not cancel it.
         """
+        checked_facts(reason, actor)
         if self.cancellers is not None and cause is Cause.USER:
             self.refuse(actor, reason)
         self.request_cancel(self.intent(reason=reason, actor=actor, cause=cause))
