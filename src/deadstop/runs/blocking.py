@@ -14,7 +14,7 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.errors import CancelRefusedError, RunCancellationTimeoutError
 from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.checks import checked_facts, checked_name, checked_policy
+from deadstop.runs.checks import NOTHING, checked_facts, checked_name, checked_policy
 from deadstop.runs.keeping import PATIENCE
 from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
@@ -193,7 +193,9 @@ class Runs:
         with `on_timeout="return"`), `CancelRefusedError`, `UnknownRunError`, `UsageError`.
         """
         asked = ANY if wait is None and timeout is None and policy is None else wish(wait, timeout, policy)
-        facts, registry = checked_facts(reason, actor, request_id), self._registry
+        facts, registry = (reason, actor, request_id), self._registry
+        if facts != NOTHING:
+            checked_facts(*facts)
         if registry.keeper is not None:
             bounds = terms(registry, None, asked, time.monotonic())
             away = registry.keeper.away(target, bounds, dict(zip(FACTS, facts)))

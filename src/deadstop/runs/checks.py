@@ -10,6 +10,7 @@ from deadstop.kinds import register as kinds
 
 __all__ = [
     "LONGEST",
+    "NOTHING",
     "already_open",
     "checked_actors",
     "checked_facts",
@@ -83,18 +84,19 @@ def checked_seconds(what: str, seconds: Any) -> float:
     return float(seconds)
 
 
+NOTHING = (None, None, None)
+"""What most say of a cancel. There is nothing to check then, and a function more shows (see `strike`)."""
+
+
 def checked_facts(
     reason: Any, actor: Any, request_id: Any = None
 ) -> tuple[Optional[str], Optional[str], Optional[str]]:
     """What is said of a cancel: text, or `UsageError`. It goes into errors, records and logs that take nothing else."""
-    for what, said, such in (
-        ("reason", reason, "user pressed stop"),
-        ("actor", actor, "u-7"),
-        ("request_id", request_id, "stop-1"),
-    ):
+    facts = (reason, actor, request_id)
+    for what, said, such in zip(("reason", "actor", "request_id"), facts, ("user pressed stop", "u-7", "stop-1")):
         if said is not None and not isinstance(said, str):
             raise UsageError(f"{what} is {said!r}: give text, such as {such!r}. Nothing was cancelled.")
-    return reason, actor, request_id
+    return facts
 
 
 def already_open(name: str) -> RunAlreadyOpenError:
