@@ -107,6 +107,71 @@ def test_an_output_that_is_there_wins_over_the_streamed_items() -> None:
     assert body == response
 
 
+MESSAGE: Any = {"id": "msg_1", "type": "message", "role": "assistant", "status": "completed", "content": []}
+FUNCTION: Any = {"id": "fc_1", "type": "function_call", "name": "f", "call_id": "c", "status": "completed"}
+
+
+def said(kind: str, **fields: Any) -> bytes:
+    where = {"item_id": "msg_1", "output_index": 0, "content_index": 0}
+    return event(f"response.{kind}", b"," + json.dumps({**where, **fields}).encode()[1:-1])
+
+
+def part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": []}
+
+
+DELTAS = [said("output_text.delta", delta="Hel"), said("output_text.delta", delta="lo")]
+
+
+@pytest.mark.parametrize("output", [[], [MESSAGE], [{**MESSAGE, "content": [part("")]}]], ids=["none", "bare", "empty"])
+@pytest.mark.parametrize(
+    "events",
+    [
+        DELTAS,
+        [said("output_text.done", text="Hello")],
+        [*DELTAS, said("content_part.done", part=part("")), said("output_item.done", item=MESSAGE)],
+        [said("output_item.added", item={**MESSAGE, "status": "in_progress"}), *DELTAS],
+        [DELTAS[0], said("output_text.done", text="Hel"), DELTAS[1]],
+    ],
+    ids=["deltas", "done", "bare item", "item added", "done too early"],
+)
+@pytest.mark.parametrize("kind", ["response.completed", "response.incomplete"])
+def test_a_text_that_only_the_deltas_have_is_not_lost(events: list[bytes], output: Any, kind: str) -> None:
+    """Gateways over a chat (agentgateway, LiteLLM) end with an output without a word."""
+    last = event(kind, b',"response":{"n":1.50,"output":' + json.dumps(output).encode() + b"}")
+    body = ended(*events, last).body
+    assert json.loads(body)["output"] == [{**MESSAGE, "content": [part("Hello")]}]
+    assert b'"n":1.50' in body
+
+
+def test_each_item_gets_what_was_told_of_it() -> None:
+    """Two calls and a refusal, told apart by their ids and places; what an item has is not touched."""
+    calls = [{**FUNCTION, "id": "fc_1", "arguments": ""}, {**FUNCTION, "id": "fc_2", "arguments": "{}"}]
+    events = [
+        said("output_item.added", output_index=0, item={**calls[0], "status": "in_progress"}),
+        said("function_call_arguments.delta", item_id="fc_1", delta='{"x"'),
+        said("function_call_arguments.delta", item_id="fc_2", output_index=1, delta="ignored"),
+        said("function_call_arguments.delta", item_id="fc_1", delta=":1}"),
+        said("refusal.done", item_id="msg_1", output_index=2, refusal="No."),
+    ]
+    last = event("response.completed", b',"response":{"output":' + json.dumps(calls).encode() + b"}")
+    output = json.loads(ended(*events, last).body)["output"]
+    assert output[:2] == [{**calls[0], "arguments": '{"x":1}'}, calls[1]]
+    assert output[2]["content"] == [{"type": "refusal", "refusal": "No."}]
+
+
+@pytest.mark.parametrize("response", [b'{"output":[],"status":"completed"}', b'{"output":[{"type":"message"}]}', b"{}"])
+def test_an_output_without_a_word_stays_so_where_none_was_told(response: bytes) -> None:
+    """And what looks like a piece but is none does no harm."""
+    odd = [
+        said("output_text.delta", delta=7),
+        said("output_item.added", item=3),
+        b'data: ["response.refusal.done"]\n\n',
+    ]
+    body = ended(*odd, event("response.completed", b',"response":' + response)).body
+    assert body == response
+
+
 @pytest.mark.parametrize(
     ("data", "status", "error"),
     [
