@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+
+import pytest
 from reassemble_streams import call, calls, message
 
 
@@ -161,3 +164,39 @@ def test_an_id_that_changes_before_the_arguments_is_noise() -> None:
     pieces = enumerate(('{"a', '":1}', ""))
     rest = [[{"index": 0, "id": f"x{i}", "function": {"arguments": each}}] for i, each in pieces]
     assert calls([{"index": 0, **call("f", "", "c1")}], *rest) == [call("f", '{"a":1}', "c1")]
+
+
+def pieces(*arguments: str, **more: object) -> list[list[dict[str, object]]]:
+    return [[{"index": 0, "function": {"arguments": each}, **more}] for each in arguments]
+
+
+def test_an_index_that_counts_up_within_a_call_opens_none() -> None:
+    """Nebius streams the last piece of the arguments under the next index, Cerebras each piece under another."""
+    first = [{"index": 0, **call("f", "", "c1")}]
+    counted = [[{"index": n, "function": {"arguments": each}}] for n, each in enumerate(('{"a"', ":1", "}"))]
+    second = [{"index": 1, **call("g", "", "c2")}]
+    rest = [{"index": 1, "function": {"arguments": "{}"}}]
+    assert calls(first, *counted, second, rest) == [call("f", '{"a":1}', "c1"), call("g", "{}", "c2")]
+
+
+@pytest.mark.parametrize(
+    "fragments",
+    [
+        [*pieces('{"a":', "1}"), [{"index": 0, **call("f", '{"a":1}', "c1")}]],
+        [*pieces('{"a":', "1}"), [{"index": 0, **call("f", '{"a": 1}', "c1")}]],
+        pieces('{"a":1}', '{"a":1}'),
+        pieces('{"a":', '{"a":1', '{"a":1}', '{"a":1}'),
+    ],
+    ids=["again at the end", "again, with other spaces", "twice", "all so far in each"],
+)
+def test_arguments_that_are_said_again_are_said_once(fragments: list[list[dict[str, object]]]) -> None:
+    """Cerebras and gateways send all of them at the end, Qianfan all so far with each: no tool could read them."""
+    (made,) = calls([{"index": 0, **call("f", "", "c1")}], *fragments)
+    assert json.loads(made.pop("function")["arguments"]) == {"a": 1}
+
+
+@pytest.mark.parametrize("arguments", [['{"a":', '{"a":1}', "}"], ["{", "{", '"a"'], ['{"a":1', "1"], ["1", "1"]])
+def test_arguments_that_only_look_alike_stay_as_they_came(arguments: list[str]) -> None:
+    """An object in an object, a broken one and one that was cut off are the model's own."""
+    (made,) = calls([{"index": 0, **call("f", "", "c1")}], *pieces(*arguments))
+    assert made["function"]["arguments"] == "".join(arguments)

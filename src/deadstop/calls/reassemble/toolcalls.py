@@ -22,6 +22,9 @@ class ToolCalls:
     are half a JSON), when it names a call and goes on where the arguments are whole, or when it has no index
     and another name that is not the rest of the one before.
 
+    Nebius and Cerebras count the index up within a call. So a piece of the arguments under a new index, without a
+    name and an id, goes on with the last call while that is half a JSON.
+
     A name may come in pieces, or again and again (see `names`); `tools` are the names that it can become.
     """
 
@@ -29,6 +32,7 @@ class ToolCalls:
         self._tools = tools
         self._calls: list[Node] = []
         self._by_index: dict[int, Node] = {}
+        self._last: Optional[Node] = None
         self._places: list[int] = []
 
     def take(self, fragments: list[Any]) -> None:
@@ -38,8 +42,7 @@ class ToolCalls:
             index = fragment.get("index")
             index = index if type(index) is int else None
             call = self._home(fragment, index, place, len(fragments))
-            if index is not None:
-                self._by_index[index] = call
+            self._last = call
             name, begun = _name(call), _has_arguments(call)
             absorb(call, {key: value for key, value in fragment.items() if key != "index"})
             if name is not None:
@@ -48,6 +51,8 @@ class ToolCalls:
     def result(self) -> list[dict[str, Any]]:
         """Return the calls as a message that is not streamed lists them: ordered by index, and without it."""
         placed = sorted(zip(self._places, self._calls), key=lambda pair: pair[0])
+        for call in self._calls:
+            _say_once(call)
         return [_whole(settle(call)) for _, call in placed]
 
     def _home(self, fragment: dict[str, Any], index: Optional[int], place: int, count: int) -> Node:
@@ -56,6 +61,9 @@ class ToolCalls:
         call: Optional[Node] = None
         if index is not None:
             call = self._by_index.get(index)
+            last = self._last
+            if call is None and last is not None and text and not name and not call_id and not _is_whole(last):
+                return last
         elif call_id is not None:
             call = next((c for c in reversed(self._calls) if c.get("id") == call_id), None)
         elif count > 1:
@@ -65,10 +73,12 @@ class ToolCalls:
         if call is not None and not self._is_another(call, call_id, name, text, index is not None):
             return call
         # One that has no index, or another's, comes after all that came before it.
-        last = max(self._places, default=0)
-        self._places.append(last if index is None or call is not None else index)
+        latest = max(self._places, default=0)
+        self._places.append(latest if index is None or call is not None else index)
         call = Node()
         self._calls.append(call)
+        if index is not None:
+            self._by_index[index] = call
         return call
 
     def _is_another(self, call: Node, call_id: Any, name: Any, text: Any, numbered: bool) -> bool:
@@ -92,19 +102,38 @@ def _pieces(call: Node) -> list[str]:
     return pieces if isinstance(pieces, Text) else []
 
 
+def _say_once(call: Node) -> None:
+    """Put right arguments that are no JSON because the server said them more than once.
+
+    Cerebras and gateways send all of them again at the end, Baidu Qianfan with each piece.
+    """
+    pieces = [piece for piece in _pieces(call) if piece]
+    if len(pieces) < 2 or _json("".join(pieces)) is not None:
+        return
+    last = _json(pieces[-1])
+    while len(pieces) > 2 and pieces[-2] == pieces[-1]:
+        pieces.pop()
+    before = pieces[:-1]
+    if isinstance(last, dict) and (
+        _json("".join(before)) == last or all(longer.startswith(one) for one, longer in zip(pieces, pieces[1:]))
+    ):
+        call["function"]["arguments"] = Text((pieces[-1],))
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
 def _has_arguments(call: Node) -> bool:
     return any(_pieces(call))
 
 
 def _is_whole(call: Node) -> bool:
     pieces = _pieces(call)
-    if not pieces or not pieces[-1].rstrip().endswith("}"):
-        return False
-    try:
-        json.loads("".join(pieces))
-    except (ValueError, RecursionError):
-        return False
-    return True
+    return bool(pieces) and pieces[-1].rstrip().endswith("}") and _json("".join(pieces)) is not None
 
 
 def _name(call: dict[str, Any]) -> Any:
