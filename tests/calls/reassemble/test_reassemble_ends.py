@@ -51,6 +51,14 @@ from deadstop.calls.reassemble import Truncated
             502,
             {"code": 502},
         ),
+        (
+            data({"choices": None, "error_type": "BadRequestError", "error_message": "too long", "usage": None}),
+            400,
+            {"type": "BadRequestError", "message": "too long"},
+        ),
+        (data({"choices": [], "error_message": "m", "error_code": 503}), 503, {"message": "m", "code": 503}),
+        (data({"choices": None, "error_message": "m", "status": 400}), 400, {"message": "m"}),
+        (data({"code": 10013, "message": "m", "sid": "s"}), 500, {"code": 10013, "message": "m"}),
     ],
 )
 def test_an_error_in_mid_stream_is_the_answer(event: bytes, status: int, error: Any) -> None:
@@ -65,6 +73,8 @@ def test_an_error_in_mid_stream_is_the_answer(event: bytes, status: int, error: 
 
 def test_a_null_error_is_none() -> None:
     """A server that names the error in every chunk has none until it says which."""
+    quiet = ({"choices": [], "error_type": "", "error_message": None}, {"code": 0, "message": "Success", "sid": "s"})
+    assert body(*quiet, {"choices": [{"delta": {"content": "x"}}]})["choices"][0]["message"]["content"] == "x"
     assert body({"error": None, "choices": [{"delta": {"content": "x"}}]})["choices"][0]["message"]["content"] == "x"
 
 

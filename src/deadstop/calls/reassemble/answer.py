@@ -143,6 +143,20 @@ def error_in(value: Any) -> Optional[dict[str, Any]]:
     return None
 
 
+def told_apart(chunk: dict[str, Any]) -> Optional[dict[str, Any]]:
+    """Return the error that a chunk without choices tells in fields of its own; None when it tells none.
+
+    DeepInfra has `error_type` and `error_message`, iFlytek a `code` that is not 0 and a `message`.
+    """
+    error = {key[6:]: value for key, value in chunk.items() if key.startswith("error_") and value}
+    if "message" not in error:
+        code, text = chunk.get("code"), chunk.get("message")
+        if type(code) is not int or code in (0, 200) or not text or not isinstance(text, str):
+            return None
+        error = {"code": code, "message": text}
+    return {**chunk, "error": error}
+
+
 def failure(event: Union[str, list[Any], dict[str, Any]]) -> Assembled:
     """Return the answer for an error that came inside the stream, where no status line could carry it.
 

@@ -7,7 +7,7 @@ import json
 import re
 from typing import Any, Optional
 
-from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated, error_in
+from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated, error_in, told_apart
 from deadstop.calls.reassemble.merge import Node, Text, absorb, overlay, settle
 from deadstop.calls.reassemble.names import grown
 from deadstop.calls.reassemble.toolcalls import ToolCalls
@@ -60,6 +60,9 @@ class ChatAssembler(Assembler):
             return self._fail(chunk)
         if not isinstance(chunk, dict):
             return False
+        error = None if chunk.get("choices") else told_apart(chunk)
+        if error is not None:
+            return self._fail(error)
         if "usage" in chunk:
             self._has_usage = True
             self._usage = chunk.pop("usage") or self._usage
