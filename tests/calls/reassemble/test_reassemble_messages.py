@@ -168,3 +168,18 @@ def test_audio_pieces_make_one_audio() -> None:
 def test_audio_that_is_no_base64_is_left_as_it_came() -> None:
     """What can't be joined as bytes is joined as text, and lost nowhere."""
     assert message({"audio": {"data": "?="}}, {"audio": {"data": "x"}})["audio"]["data"] == "?=x"
+
+
+@pytest.mark.parametrize("field", ["content", "reasoning_content"])
+def test_pieces_that_are_all_of_the_text_so_far_are_said_once(field: str) -> None:
+    """DashScope's coding plan streams so, and may say the last one again."""
+    texts = ["", "The", "The qu", "The quick", "", "The quick fox", "The quick fox"]
+    assert message(*({field: each} for each in texts))[field] == "The quick fox"
+
+
+@pytest.mark.parametrize(
+    "pieces", [["a", "ab"], ["=", "==", "===", "===="], ["ha", "ha", "ha"], ["a", "ab", "abc", "abcd", "e"]]
+)
+def test_pieces_that_happen_to_begin_alike_are_added_up(pieces: list[str]) -> None:
+    """A few, a rule or a repetition prove nothing, and one that goes on otherwise proves the contrary."""
+    assert message(*({"content": each} for each in pieces))["content"] == "".join(pieces)

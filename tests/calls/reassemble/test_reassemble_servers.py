@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from reassemble_streams import body, call
 
 
@@ -186,3 +187,25 @@ def test_a_whole_message_in_place_of_deltas_is_taken() -> None:
     whole = {"role": "assistant", "content": "x", "tool_calls": [call("f", "{}", "c1")]}
     choice = {"index": 0, "message": whole, "finish_reason": "stop"}
     assert body({"id": "c", "choices": [choice]})["choices"] == [choice]
+
+
+@pytest.mark.parametrize("finish", [{}, {"delta": {}}, {"delta": None}])
+def test_a_whole_message_after_its_deltas_is_said_once(finish: Any) -> None:
+    """Gateways close with the whole message, or send all of it so far each time (HybridAI): it is no piece."""
+    calls = [call("f", "{}", "c1")]
+    whole = {"role": "assistant", "content": "Hello", "tool_calls": calls, "reasoning": "so"}
+    deltas: list[Any] = [
+        {"delta": {"content": "Hel", "tool_calls": [{"index": 0, **calls[0]}]}},
+        {"message": {"content": "Hell"}},
+        {"delta": {"content": "o"}},
+        {"delta": {"reasoning": "so"}},
+        {"message": whole, "finish_reason": "stop", **finish},
+    ]
+    (choice,) = body(*({"choices": [{"index": 0, **each}]} for each in deltas))["choices"]
+    assert choice == {"index": 0, "message": whole, "finish_reason": "stop"}
+
+
+def test_messages_in_place_of_deltas_are_added_up() -> None:
+    """One that does not begin with what came before is a piece."""
+    pieces = [{"choices": [{"index": 0, "message": {"content": each}}]} for each in ("Hel", "lo", "")]
+    assert body(*pieces)["choices"][0]["message"]["content"] == "Hello"

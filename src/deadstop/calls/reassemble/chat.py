@@ -8,7 +8,7 @@ import re
 from typing import Any, Optional
 
 from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated, error_in, told_apart
-from deadstop.calls.reassemble.merge import Node, Text, absorb, overlay, settle
+from deadstop.calls.reassemble.merge import Node, Text, absorb, begins_like, overlay, settle
 from deadstop.calls.reassemble.names import grown
 from deadstop.calls.reassemble.toolcalls import ToolCalls
 
@@ -147,8 +147,9 @@ class _Choice:
         """Take what one chunk says of this choice; what is left of `choice` is the caller's no more."""
         delta = choice.pop("delta", None)
         message = choice.pop("message", None)
-        if not isinstance(delta, dict):
+        if not delta and isinstance(message, dict):
             delta = message
+            self._start_over(message)
         if isinstance(delta, dict) and delta:
             fragments = delta.get("tool_calls")
             if isinstance(fragments, list):
@@ -164,6 +165,15 @@ class _Choice:
         self.finish_reason = choice.pop("finish_reason", None) or self.finish_reason
         if choice and choice != self._quiet:
             self._take_fields(choice)
+
+    def _start_over(self, message: dict[str, Any]) -> None:
+        """Forget what `message` has all of: a message is the answer so far, not a piece of it, if it begins like it."""
+        for key, value in message.items():
+            old = self._message.get(key)
+            if (isinstance(value, list) and value) or (isinstance(old, Text) and begins_like(value, old)):
+                self._message.pop(key, None)
+                if key == "tool_calls":
+                    self._calls = None
 
     def _name(self, fragment: dict[str, Any]) -> None:
         known = self._message.get("function_call")

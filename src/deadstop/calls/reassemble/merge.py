@@ -6,6 +6,7 @@ A delta does not say whether a field of it is a piece or a repetition, so the ru
 - A string is a piece and is appended, except where its name says that it cannot grow (`type`, `role`,
   `name`, ids, ...): then the first that is not empty stays. A name that is not known to grow is taken for a
   constant too when each delta of the object brought the very same text, as some servers do with labels.
+- A string whose pieces each begin with all that came before is the last of them.
 - A number or a boolean replaces the one before.
 - An object is merged by the same rules.
 - A list is extended. Entries with the same `index` (and, where given, the same `type`) are merged; so is a
@@ -98,6 +99,11 @@ def overlay(old: Any, new: Any) -> Any:
     return old if new is None else new
 
 
+def begins_like(value: Any, pieces: Text) -> bool:
+    """Whether `value` is a text that goes on where the `pieces` of another are at."""
+    return isinstance(value, str) and value.startswith("".join(pieces))
+
+
 def _absorb_text(node: Node, key: str, old: Any, new: str, grow: bool) -> None:
     if isinstance(old, Items):
         # Mistral's reasoning models stream a list of blocks first, and the answer as plain strings after it.
@@ -149,4 +155,15 @@ def _block(text: str) -> dict[str, Any]:
 def _text(key: str, pieces: Text, deltas: int) -> str:
     if key not in _GROWS and deltas > 1 and pieces.count(pieces[0]) == deltas:
         return pieces[0]
-    return "".join(pieces)
+    return _grown(pieces) or "".join(pieces)
+
+
+def _grown(pieces: Text) -> Optional[str]:
+    """The last piece, if each is all of the text so far, as DashScope's coding plan streams it; None if that may be
+    chance: rules of a table come as "-", "--", "----"."""
+    if len(pieces) < 4:
+        return None
+    parts = [piece for piece in pieces if piece]
+    if len(set(parts)) < 4 or len(set(parts[-1])) < 2:
+        return None
+    return parts[-1] if all(longer.startswith(one) for one, longer in zip(parts, parts[1:])) else None
