@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from typing import Any
 
 import openai
 import pytest
-from raw_kit import CHAT, EVENTS, USAGE, Server, chunk, client_of, event, streamed
+from raw_kit import CHAT, EVENTS, USAGE, WHOLE, Server, answer, chunk, client_of, event, streamed
 
 import deadstop
 
@@ -88,3 +89,86 @@ def test_an_answer_that_is_all_there_is_given_where_the_end_never_comes(serve: A
     client = client_of(serve(talk)).with_options(timeout=0.3)
     with client.runs.open():
         assert client.chat.completions.create(**CHAT).choices[0].message.content == "Hello"
+
+
+HALF = [EVENTS[0], EVENTS[1], EVENTS[3]]
+"""A stream that is over without a finish reason and without the mark, as some gateways have it."""
+
+UNREADABLE = [EVENTS[0], b"data: data: {}\n\n", *EVENTS[1:]]
+
+
+class Turns:
+    """A server that answers the calls of one test in turn: events, or what is sent as it is."""
+
+    def __init__(self, *turns: Any) -> None:
+        self.turns = list(turns)
+
+    def __call__(self, server: Server, connection: socket.socket, head: bytes, body: bytes) -> None:
+        turn = self.turns.pop(0)
+        if isinstance(turn, list):
+            turn = streamed() + b"".join(chunk(each) for each in turn) + b"0\r\n\r\n"
+        connection.sendall(turn)
+
+
+def tell(server: Server, count: int) -> list[str]:
+    """What each of `count` calls comes to: its content, or the name of its error."""
+    client = client_of(server)
+    told: list[str] = []
+    with client.runs.open():
+        for _ in range(count):
+            try:
+                reply = client.chat.completions.create(**CHAT)
+            except openai.OpenAIError as error:
+                told.append(type(error).__name__)
+            else:
+                told.append(str(reply.choices[0].message.content) if hasattr(reply, "choices") else str(reply))
+    return told
+
+
+def asked_streamed(server: Server) -> list[bool]:
+    return ["stream" in json.loads(body) for body in server.bodies]
+
+
+@pytest.mark.parametrize("odd", [HALF, UNREADABLE, EVENTS[-1:], []], ids=["unfinished", "no JSON", "mark", "nothing"])
+def test_a_server_whose_streams_are_no_answers_is_asked_plainly(serve: Any, odd: Any) -> None:
+    """What works without a scope works in one: the SDK's retries, or the next calls, get there."""
+    server = serve(Turns(odd, odd, answer(WHOLE), answer(WHOLE)))
+    assert tell(server, 4) == ["APIConnectionError", "APIConnectionError", "Hello", "Hello"]
+    assert asked_streamed(server) == [True, True, False, False]
+
+
+def test_a_task_s_call_is_asked_plainly_in_its_own_retries(serve: Any, monkeypatch: Any) -> None:
+    """Nobody has to call again: the third attempt is plain, and so is every call after it."""
+    monkeypatch.setattr("openai._base_client.BaseClient._calculate_retry_timeout", lambda *_, **__: 0.0)
+    server = serve(Turns(HALF, HALF, answer(WHOLE), answer(WHOLE)))
+
+    async def main() -> None:
+        async with deadstop.AsyncOpenAI(api_key="k", base_url=server.url, max_retries=2) as client, client.runs.open():
+            for _ in range(2):
+                assert (await client.chat.completions.create(**CHAT)).choices[0].message.content == "Hello"
+
+    asyncio.run(main())
+    assert asked_streamed(server) == [True, True, False, False]
+
+
+def test_a_stream_that_is_whole_takes_the_doubt_away(serve: Any) -> None:
+    """A gateway that ends a stream before its time, now and then, is no reason to give up streaming."""
+    server = serve(Turns(HALF, EVENTS, HALF, EVENTS))
+    assert tell(server, 4) == ["APIConnectionError", "Hello", "APIConnectionError", "Hello"]
+    assert asked_streamed(server) == [True] * 4
+
+
+def test_an_outage_says_nothing_of_streams(serve: Any) -> None:
+    """Where the plain call does not get an answer either, the next one is streamed again."""
+    server = serve(Turns(HALF, HALF, answer({}, "502 Bad Gateway"), EVENTS))
+    assert tell(server, 4)[-1] == "Hello"
+    assert asked_streamed(server) == [True, True, False, True]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_page_in_place_of_an_answer_says_nothing_of_streams(serve: Any, count: int) -> None:
+    """A gateway's own page comes with a 200 at times: it is passed on, and no answer to what was asked."""
+    page = answer({}).replace(b"application/json", b"text/html").replace(b"{}", b"<>")
+    server = serve(Turns(*[page] * count, EVENTS))
+    assert tell(server, count + 1) == ["<>"] * count + ["Hello"]
+    assert asked_streamed(server)[-1]

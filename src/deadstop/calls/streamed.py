@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import time
 from collections.abc import Awaitable, Generator
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from typing import Any, Callable, Optional
 from deadstop.calls.call import Call, Interruption
 from deadstop.calls.drain import Drain, in_thread
 from deadstop.calls.loops import Loop
-from deadstop.calls.reassemble import REFUSE, Plan, Refusal, Truncated, error_in, plan, refusal
+from deadstop.calls.reassemble import REFUSE, Plan, Refusal, Truncated, is_answer, is_error, plan, refusal
 from deadstop.calls.reassemble.sse import is_of_events
 from deadstop.calls.turns import Overdue
 from deadstop.core.model import Phase, Streamed
@@ -30,6 +29,9 @@ __all__ = ["exchange_blocking", "exchange_concurrent"]
 
 LINGER = 0.1
 """How long (seconds) to wait for the end of the body after the last event, so that the connection can be reused."""
+
+DOUBTS = 2
+"""How many answers in a row that are none, and that ended by themselves, are a reason to ask once without a stream."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
     if not call.memory.get((key, "stream"), True):
         call.streamed = Streamed.REFUSED
         return (yield _Send(request))
+    doubt = (key, "doubt")
     tries: list[Optional[Plan]] = [planned] if options else []
     bare = plan(
         request.method,
@@ -191,6 +194,9 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
     if bare is not None and (not options or bare.body != planned.body):
         tries.append(bare)
     tries.append(None)
+    if call.memory.get(doubt, 0) >= DOUBTS:
+        call.memory.pop(doubt, None)
+        tries = [None]
     # A read timeout bounds the silence of a server that answers at once, at the end. Kept as it is, each event
     # would renew it; so it bounds the whole answer instead, and fails when the plain call would have.
     call.answer_within = (request.extensions.get("timeout") or {}).get("read")
@@ -204,7 +210,7 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
                 call.streamed = Streamed.REFUSED
                 call.answer_within = call.read_deadline = None
                 response = yield _Send(request)
-                if response.status_code < 400:
+                if response.status_code < 400 and "json" in response.headers.get("content-type", "").lower():
                     call.memory[(key, "stream")] = False
                 return response
             call.streamed = Streamed.INSIDE
@@ -231,11 +237,13 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
                 if not is_of_events(b"".join(begun), whole=True):
                     call.answer_within = call.read_deadline = None
                     body = b"".join(begun) + (yield from _read_all(response))
-                    if not _is_error(body):  # which says nothing of the answers that it will have
+                    if is_answer(body):
                         call.streamed = Streamed.REFUSED
                         call.memory[(key, "stream")] = False
+                    elif not is_error(body):  # which says nothing of the answers that it will have
+                        call.memory[doubt] = call.memory.get(doubt, 0) + 1
                     return _answer(response, body)
-            return (yield from _assemble(call, response, one, begun))
+            return (yield from _assemble(call, response, one, begun, doubt))
     except Overdue:
         raise _package(request).ReadTimeout("timed out", request=request) from None
     finally:
@@ -250,9 +258,9 @@ def _begin_another(call: Call) -> None:
     call.phase = Phase.WAITING_FOR_POOL
 
 
-def _assemble(call: Call, response: Any, planned: Plan, begun: list[bytes]) -> _Flow:
+def _assemble(call: Call, response: Any, planned: Plan, begun: list[bytes], doubt: Any) -> _Flow:
     assembler = planned.assembler()
-    complete = False
+    complete = ended = False
     try:
         while not complete:
             try:
@@ -263,6 +271,7 @@ def _assemble(call: Call, response: Any, planned: Plan, begun: list[bytes]) -> _
                 call.completed = True
                 break  # what is lost is the end mark
             if chunk is None:
+                ended = True
                 break
             complete = assembler.feed(chunk)
         if complete:
@@ -281,7 +290,10 @@ def _assemble(call: Call, response: Any, planned: Plan, begun: list[bytes]) -> _
     try:
         assembled = assembler.finish()
     except Truncated as error:
+        if complete or ended:  # the connection is not to blame
+            call.memory[doubt] = call.memory.get(doubt, 0) + 1
         raise _package(response).RemoteProtocolError(str(error)) from error
+    call.memory.pop(doubt, None)
     answer = _answer(response, assembled.body, status=assembled.status, content_type="application/json")
     answer.stream = _kept(call, answer.stream)
     return answer
@@ -334,13 +346,6 @@ def _error(response: Any, planned: Plan, text: bytes) -> Any:
         if assembled.status >= 400:
             return _answer(response, assembled.body, content_type="application/json")
     return _answer(response, text)
-
-
-def _is_error(body: bytes) -> bool:
-    try:
-        return error_in(json.loads(body)) is not None
-    except (ValueError, RecursionError):
-        return False
 
 
 def _read_all(response: Any) -> Generator[Any, Any, bytes]:

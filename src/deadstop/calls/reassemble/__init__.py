@@ -9,8 +9,19 @@ Bytes in, bytes out: nothing here opens a socket, reads a clock or knows a trans
 
 from __future__ import annotations
 
-from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated, error_in
+from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated, is_answer, is_error
 from deadstop.calls.reassemble.plan import Plan, plan
 from deadstop.calls.reassemble.refusals import REFUSE, Refusal, refusal
 
-__all__ = ["REFUSE", "Assembled", "Assembler", "Plan", "Refusal", "Truncated", "error_in", "plan", "refusal"]
+__all__ = [
+    "REFUSE",
+    "Assembled",
+    "Assembler",
+    "Plan",
+    "Refusal",
+    "Truncated",
+    "is_answer",
+    "is_error",
+    "plan",
+    "refusal",
+]

@@ -143,6 +143,25 @@ def error_in(value: Any) -> Optional[dict[str, Any]]:
     return None
 
 
+def is_error(body: bytes) -> bool:
+    """Whether a body that is no stream is an error."""
+    return error_in(_parsed(body)) is not None
+
+
+def is_answer(body: bytes) -> bool:
+    """Whether a body that is no stream is the answer that was asked for: not an error, and not a gateway's own page."""
+    value = _parsed(body)
+    given = isinstance(value, dict) and (value.get("choices") or value.get("object") == "response")
+    return bool(given) and error_in(value) is None
+
+
+def _parsed(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+
+
 def told_apart(chunk: dict[str, Any]) -> Optional[dict[str, Any]]:
     """Return the error that a chunk without choices tells in fields of its own; None when it tells none.
 
