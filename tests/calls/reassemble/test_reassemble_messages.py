@@ -111,6 +111,42 @@ def test_openrouters_reasoning_details_are_merged_by_index_and_type() -> None:
     ]
 
 
+def detail(kind: str, text: str, **more: Any) -> dict[str, Any]:
+    return {"type": f"reasoning.{kind}", {"encrypted": "data"}.get(kind, kind): text, "index": 0, **more}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "blocks"),
+    [
+        (
+            [detail("summary", "a"), detail("summary", "b"), detail("encrypted", "E"), detail("summary", "c")],
+            [detail("summary", "ab"), detail("encrypted", "E"), detail("summary", "c")],
+        ),
+        ([detail("encrypted", "E", id="1"), detail("encrypted", "F", id="2")], None),
+        (
+            [detail("text", "a"), detail("text", "", signature="s"), detail("text", "b"), detail("text", "c")],
+            [detail("text", "a", signature="s"), detail("text", "bc")],
+        ),
+        (
+            [detail("text", "a", signature="s"), detail("text", "b", signature="s")],
+            [detail("text", "ab", signature="s")],
+        ),
+    ],
+    ids=["another type between", "another id", "after the signature", "one signature"],
+)
+def test_blocks_that_are_all_numbered_alike_are_told_apart(pieces: Any, blocks: Any) -> None:
+    """OpenRouter was seen to number each of them 0: put into one, their data and signatures are of no use."""
+    made = message(*({"reasoning_details": [dict(each)]} for each in pieces))
+    assert made["reasoning_details"] == (blocks or pieces)
+
+
+def test_images_that_are_all_numbered_alike_are_told_apart() -> None:
+    """None is lost for the one before it."""
+    images = [{"type": "image_url", "image_url": {"url": f"data:{n}"}, "index": 0} for n in range(2)]
+    made = message(*({"images": [json.loads(json.dumps(each))]} for each in images))
+    assert made["images"] == images
+
+
 def test_litellms_thinking_blocks_end_with_their_signature() -> None:
     """Blocks without an index go on until they are signed."""
     pieces: list[dict[str, Any]] = [

@@ -10,7 +10,9 @@ A delta does not say whether a field of it is a piece or a repetition, so the ru
 - A number or a boolean replaces the one before.
 - An object is merged by the same rules.
 - A list is extended. Entries with the same `index` (and, where given, the same `type`) are merged; so is a
-  text or thinking block into the block of its type just before it, until that block is signed.
+  text or thinking block into the block of its type just before it, until that block is signed. An index may be
+  none: OpenRouter was seen to count all of an answer's blocks 0. So one that brings another id or url, goes on after
+  a signature, or comes after one of another type under its index, is an entry of its own.
 
 Outside a delta nothing grows: with `grow=False` a string replaces the one before.
 """
@@ -34,6 +36,7 @@ _CONSTANT = frozenset(
 )  # fmt: skip
 _CONSTANT_ENDINGS = ("_id", "_name", "_type")
 _BLOCKS = frozenset({"text", "thinking"})
+_IDENTITY = frozenset({"id", "url"})
 
 
 class Text(list[str]):
@@ -131,7 +134,7 @@ def _extend(items: Items, entries: list[Any], grow: bool) -> None:
         home: Optional[Node] = None
         if type(index) is int:
             home = items.homes.get((index, kind))
-            if home is None:
+            if home is None or items.homes[index, None] is not home or _is_another(home, entry):
                 home = Node()
                 items.append(home)
             items.homes[index, kind] = items.homes[index, None] = home
@@ -146,6 +149,20 @@ def _extend(items: Items, entries: list[Any], grow: bool) -> None:
             items.append(entry)
         else:
             absorb(home, entry, grow=grow)
+
+
+def _is_another(home: Node, entry: Mapping[str, Any]) -> bool:
+    signature = home.get("signature")
+    if signature and entry.get("signature") != signature and any(entry.get(key) for key in _GROWS):
+        return True
+    for key, new in entry.items():
+        old = home.get(key)
+        if isinstance(new, dict) and isinstance(old, Node):
+            if _is_another(old, new):
+                return True
+        elif key in _IDENTITY and new and old and new != old:
+            return True
+    return False
 
 
 def _block(text: str) -> dict[str, Any]:
