@@ -274,6 +274,8 @@ def _assemble(call: Call, response: Any, planned: Plan, begun: list[bytes], doub
                 ended = True
                 break
             complete = assembler.feed(chunk)
+            if assembler.kept_alive:  # as it would with empty lines, were it asked plainly
+                call.answer_within = call.read_deadline = None
         if complete:
             # What is left is the end of the body. Read, the connection can be used again; it is not worth a wait.
             call.completed = True

@@ -46,6 +46,11 @@ class Assembler(ABC):
             self._read(self._events.feed(chunk))
         return self._complete
 
+    @property
+    def kept_alive(self) -> bool:
+        """Whether the server keeps those who wait for it alive."""
+        return self._events.kept_alive
+
     def usage(self) -> Optional[dict[str, Any]]:
         """Return the usage as far as the stream has told it; None while it has not."""
         return None

@@ -14,6 +14,7 @@ BARE = b"\n"
 """The name, which none can have, of what is no event: JSON on lines of its own, as servers write that fail midway."""
 
 _FIELDS = (b":", b"data", b"event", b"id:", b"retry:", b"error:")
+_PING = b": ping"  # sse-starlette's, which each of its streams has and which tells nothing
 _BOM = b"\xef\xbb\xbf"
 
 _BEGINNING = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:data|event|id|retry)?\s?:")
@@ -44,6 +45,8 @@ class EventStream:
         self._name = b""
         self._data: list[bytes] = []
         self._bare: list[bytes] = []
+        self.kept_alive = False
+        """Whether a comment has come that tells the client to wait on."""
 
     def feed(self, chunk: bytes) -> list[Event]:
         """Return the events that `chunk` completes."""
@@ -99,7 +102,9 @@ class EventStream:
                 self._data.append(line[6:] if line.startswith(b" ", 5) else line[5:])
             elif line.lstrip().startswith((b"{", b"[")):
                 self._bare.append(line)
-            elif not line.startswith(b":"):
+            elif line.startswith(b":"):
+                self.kept_alive = self.kept_alive or not line.startswith(_PING)
+            else:
                 field, _, value = line.partition(b":")
                 value = value[1:] if value.startswith(b" ") else value
                 if field == b"data":
