@@ -209,3 +209,19 @@ def test_messages_in_place_of_deltas_are_added_up() -> None:
     """One that does not begin with what came before is a piece."""
     pieces = [{"choices": [{"index": 0, "message": {"content": each}}]} for each in ("Hel", "lo", "")]
     assert body(*pieces)["choices"][0]["message"]["content"] == "Hello"
+
+
+@pytest.mark.parametrize(
+    ("reasons", "said"),
+    [
+        (["tool_calls", "stop"], "tool_calls"),
+        (["length", "stop"], "length"),
+        (["stop", "tool_calls"], "tool_calls"),
+        (["stop", "stop"], "stop"),
+        (["", "stop", None], "stop"),
+    ],
+)
+def test_a_stop_takes_no_other_reason_back(reasons: list[Any], said: str) -> None:
+    """Dynamo, SGLang and gateways end each stream with a "stop", and say "tool_calls" alone when not streamed."""
+    chunks = [{"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]} for reason in reasons]
+    assert body(*chunks)["choices"][0]["finish_reason"] == said

@@ -162,7 +162,10 @@ class _Choice:
             if isinstance(legacy, dict):
                 self._name(legacy)
             absorb(self._message, delta)
-        self.finish_reason = choice.pop("finish_reason", None) or self.finish_reason
+        reason = choice.pop("finish_reason", None)
+        # Dynamo, SGLang and gateways say "stop" once more after "tool_calls": it takes nothing back.
+        if reason and (self.finish_reason is None or reason != "stop"):
+            self.finish_reason = reason
         if choice and choice != self._quiet:
             self._take_fields(choice)
 
