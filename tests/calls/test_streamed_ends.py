@@ -175,30 +175,38 @@ def test_a_page_in_place_of_an_answer_says_nothing_of_streams(serve: Any, count:
     assert asked_streamed(server)[-1]
 
 
-def comments(text: bytes) -> Any:
-    """A server that sends them for longer than the read timeout, and then the answer."""
+def waiting(text: bytes, kind: str = "text/event-stream", last: Any = EVENTS) -> Any:
+    """A server that sends a text again and again for longer than the read timeout, and then the answer."""
 
     def talk(server: Server, connection: socket.socket, head: bytes, body: bytes) -> None:
-        connection.sendall(streamed())
+        connection.sendall(streamed(kind))
         until = time.monotonic() + 0.8
         while time.monotonic() < until:
             connection.sendall(chunk(text))
             server.go_on.wait(0.02)
-        connection.sendall(b"".join(chunk(each) for each in EVENTS) + b"0\r\n\r\n")
+        connection.sendall(b"".join(chunk(each) for each in last) + b"0\r\n\r\n")
 
     return talk
 
 
-@pytest.mark.parametrize("text", [b": keep-alive\n\n", b": OPENROUTER PROCESSING\n\n"])
-def test_who_is_kept_alive_waits_as_long_as_without_a_stream(serve: Any, text: bytes) -> None:
+@pytest.mark.parametrize(
+    "answers",
+    [
+        waiting(b": keep-alive\n\n"),
+        waiting(b": OPENROUTER PROCESSING\n\n"),
+        waiting(b"\n", "application/json", [json.dumps(WHOLE).encode()]),
+    ],
+    ids=["DeepSeek", "OpenRouter", "not streamed"],
+)
+def test_who_is_kept_alive_waits_as_long_as_without_a_stream(serve: Any, answers: Any) -> None:
     """DeepSeek and oMLX keep a plain call alive with empty lines or spaces, each of which renews its read timeout."""
-    client = client_of(serve(comments(text))).with_options(timeout=0.5)
+    client = client_of(serve(answers)).with_options(timeout=0.5)
     with client.runs.open():
         assert client.chat.completions.create(**CHAT).choices[0].message.content == "Hello"
 
 
 def test_a_ping_keeps_nobody_alive(serve: Any) -> None:
     """sse-starlette has them in each of its streams, and nothing of the kind in a plain answer."""
-    client = client_of(serve(comments(b": ping - 2025-01-01 00:00:00+00:00\r\n\r\n"))).with_options(timeout=0.5)
+    client = client_of(serve(waiting(b": ping - 2025-01-01 00:00:00+00:00\r\n\r\n"))).with_options(timeout=0.5)
     with client.runs.open(), pytest.raises(openai.APITimeoutError):
         client.chat.completions.create(**CHAT)

@@ -234,6 +234,8 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
                 while chunk is not None and is_of_events(b"".join(begun)) is None:
                     chunk = yield _Read(response)
                     begun.append(chunk or b"")
+                    if chunk is not None and not chunk.strip():  # empty lines: it is kept alive, as plainly
+                        call.answer_within = call.read_deadline = None
                 if not is_of_events(b"".join(begun), whole=True):
                     call.answer_within = call.read_deadline = None
                     body = b"".join(begun) + (yield from _read_all(response))
