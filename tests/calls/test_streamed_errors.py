@@ -113,6 +113,22 @@ def test_an_error_in_a_200_says_nothing_of_streams(serve: Any) -> None:
     assert [bool(json.loads(body).get("stream")) for body in server.bodies] == [False, True, True]
 
 
+@pytest.mark.parametrize("what", ["chat", "response"])
+def test_a_server_that_answers_without_a_stream_is_asked_for_none_again(serve: Any, what: str) -> None:
+    """It ignores `stream`, and one answer tells."""
+    response = {"id": "r", "object": "response", "created_at": 1, "model": "m", "status": "completed", "output": []}
+    whole = WHOLE if what == "chat" else response
+    server = serve(lambda server, connection, head, body: connection.sendall(answer(whole)))
+    client = client_of(server)
+    if what == "response" and not hasattr(client, "responses"):
+        pytest.skip("this SDK has no responses")
+    with client.runs.open():
+        for _ in range(3):
+            made = client.chat.completions.create(**CHAT) if what == "chat" else client.responses.create(input="x")
+            assert made.id == whole["id"]
+    assert ["stream" in json.loads(body) for body in server.bodies] == [True, False, False]
+
+
 def in_body(*place: str, kind: str = "extra_forbidden", message: str = "Extra inputs are not permitted") -> Any:
     return {"detail": [{"type": kind, "loc": ["body", *place], "msg": message, "input": {"include_usage": True}}]}
 

@@ -156,7 +156,7 @@ def is_error(body: bytes) -> bool:
 def is_answer(body: bytes) -> bool:
     """Whether a body that is no stream is the answer that was asked for: not an error, and not a gateway's own page."""
     value = _parsed(body)
-    given = isinstance(value, dict) and (value.get("choices") or value.get("object") == "response")
+    given = isinstance(value, dict) and (value.get("choices") or value.get("output") is not None)
     return bool(given) and error_in(value) is None
 
 
