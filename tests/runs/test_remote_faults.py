@@ -189,6 +189,7 @@ def test_a_word_that_is_not_enough_confirms_nothing(world: Any, client: Any, ser
     with pytest.raises(RunCancellationTimeoutError) as caught:
         world.run(client.runs.cancel, "strict", policy=QUICK.replace(evidence="engine"))
     assert caught.value.diagnosis.klass == "server_ignored"
+    assert "its word is all there is" in str(caught.value.diagnosis), "and not that the run went on: nobody knows"
     client.runs.server = ServerProfile("ours", word="engine")
     begin(world, client, "known")
     (child,) = world.run(client.runs.cancel, "known", policy=QUICK.replace(evidence="engine")).children

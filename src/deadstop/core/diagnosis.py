@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Callable
 
 from deadstop.core.cancellation import Target
-from deadstop.core.explanations import CAUSES, EXPLANATIONS, Explanation
+from deadstop.core.explanations import CAUSES, EXPLANATIONS, WORD_ALONE, Explanation
 from deadstop.core.model import Attempt, Diagnosis, DiagnosisClass, Phase, RunStatus
 
 __all__ = [
@@ -102,7 +102,10 @@ def diagnose(facts: Facts) -> Diagnosis:
     found = EXPLANATIONS[klass]
     number, cause = found.number, CAUSES[found.number].cause
     evidence = (because, *_seen(facts))
-    return Diagnosis(klass, found.summary, evidence, f"Cause {number}: {cause}", found.fix)
+    summary, fix = found.summary, found.fix
+    if klass is DiagnosisClass.SERVER_IGNORED and facts.wanted is not None:
+        summary, fix = because, WORD_ALONE  # whether the run went on is not known
+    return Diagnosis(klass, summary, evidence, f"Cause {number}: {cause}", fix)
 
 
 # Rules: the sentence that makes the case for a class, or nothing.

@@ -128,3 +128,9 @@ EXPLANATIONS: Mapping[DiagnosisClass, Explanation] = {
         "until its status is read.",
     ),
 }
+
+WORD_ALONE = (
+    'Take the server\'s word for it (`evidence="status"`), or, if you know what it does, say so in a `ServerProfile` '
+    "(`runs.server`)."
+)
+"""What to do where a server says that the run is cancelled, and the policy asked for more than its word."""
