@@ -46,6 +46,20 @@ def test_a_client_is_not_attached_with_a_bad_setting(monkeypatch: Any, name: str
     deadstop.attach(client)
 
 
+@pytest.mark.parametrize("bad", ['{"timeout": "soon"}', '{"timeot": 3}', '{"kinds": {"batch": {"poll": -1}}}'])
+def test_what_is_wrong_in_the_file_is_said_with_its_name(monkeypatch: Any, tmp_path: Any, bad: str) -> None:
+    """Who makes a client may not know that there is a file; and what is wrong in the environment is not its fault."""
+    path = tmp_path / "deadstop.json"
+    path.write_text(bad, encoding="utf-8")
+    monkeypatch.setenv("DEADSTOP_CONFIG", str(path))
+    with pytest.raises(UsageError, match=r"(soon|timeot|batch).* It is in '.*deadstop\.json', which DEADSTOP_CONFIG"):
+        deadstop.OpenAI(api_key="k")
+    path.write_text("{}", encoding="utf-8")
+    monkeypatch.setenv("DEADSTOP_TIMEOUT", "soon")
+    with pytest.raises(UsageError, match=r"^DEADSTOP_TIMEOUT"):
+        deadstop.OpenAI(api_key="k")
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_a_scope_is_not_opened_with_a_bad_setting(world: Any, server: FakeOpenAI, monkeypatch: Any, name: str) -> None:
     """What became bad after the client was made; a scope with a policy of its own has no use for it."""

@@ -33,8 +33,18 @@ def policy_in_force(kind: str = "call", **explicit: Any) -> CancelPolicy:
     """
     ours = _ours() if explicit or _raw() else {}
     if ours or explicit:
-        return policy_from(ours, _file(ours.get("DEADSTOP_CONFIG")), kind=kind, kinds=defaults(), **explicit)
+        return _from(ours, _file(ours.get("DEADSTOP_CONFIG")), kind=kind, kinds=defaults(), **explicit)
     return _defaults(kind)
+
+
+def _from(ours: Mapping[str, str], file: Optional[Mapping[str, Any]], **more: Any) -> CancelPolicy:
+    """The policy that both give. What is wrong with the file's part is said with the file's name."""
+    try:
+        return policy_from(ours, file, **more)
+    except UsageError as error:
+        wrong = str(error)
+    policy_from(ours, **more)  # raises, unless it is the file
+    raise UsageError(f"{wrong} It is in {ours.get('DEADSTOP_CONFIG')!r}, which DEADSTOP_CONFIG names.")
 
 
 def policy_at_hand(kind: str = "call") -> CancelPolicy:
@@ -88,7 +98,7 @@ def check_settings(*, opening: bool = False) -> None:
     if not opening and isinstance(named, Mapping):
         kinds = {**{str(name): {} for name in named}, **kinds}
     for kind in ("call", *kinds):
-        policy_from(ours, file, kind=kind, kinds=kinds)
+        _from(ours, file, kind=kind, kinds=kinds)
     _checked["it"] = (known, path, stamp)
 
 
