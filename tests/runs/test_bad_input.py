@@ -106,6 +106,24 @@ def test_a_name_that_is_open_can_not_be_opened_again(world: Any, client: Any, se
     world.start(world.consume, client, "r", max_tokens=2).result()
 
 
+def test_the_wrong_sort_of_with_says_which_is_right(world: Any, client: Any, server: FakeOpenAI) -> None:
+    """And the name is free again once that is mended; in the next cell, say. A scope that is open stays open."""
+    server.rate = 0
+    run = client.runs.open("r")
+    right = "async with" if world.is_async else "with"
+    enter = type(run).__enter__ if world.is_async else type(run).__aenter__
+    with pytest.raises(UsageError, match=f"by `{right}`"):
+        enter(run)
+    assert client.runs.list() == []
+
+    def twice(_: Any) -> None:
+        with pytest.raises(UsageError):
+            enter(client.runs.get("r"))
+
+    assert world.start(world.consume, client, "r", twice, max_tokens=2).result() > 1
+    assert client.runs.list() == []
+
+
 async def clean_up(*_: Any) -> None:
     """What somebody may want done at a cancel."""
 

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Optional, Union, cast
+from typing import TYPE_CHECKING, Any, Optional, Union, cast
 
 from deadstop.calls.closed import cut_off
 from deadstop.core.model import CancelReceipt, Level, Outcome
@@ -14,7 +14,7 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.errors import CancelRefusedError, RunCancellationTimeoutError
 from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.checks import NOTHING, checked_facts, checked_name, checked_policy
+from deadstop.runs.checks import NOTHING, checked_facts, checked_name, checked_policy, wrong_with
 from deadstop.runs.keeping import PATIENCE
 from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
@@ -97,6 +97,13 @@ class Run(BaseRun):
                     cut_off(call)
         finally:
             self.end()
+
+    if not TYPE_CHECKING:  # type checkers refuse it by themselves
+
+        def __aenter__(self) -> Any:
+            raise wrong_with(self, "with", "async with")
+
+        __aexit__ = __aenter__  # asked for first
 
 
 class Runs:

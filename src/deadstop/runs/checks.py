@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from deadstop.core.policy import CancelPolicy
 from deadstop.errors import RunAlreadyOpenError, UnknownRunError, UsageError
 from deadstop.kinds import register as kinds
+
+if TYPE_CHECKING:
+    from deadstop.runs.run import BaseRun
 
 __all__ = [
     "LONGEST",
@@ -21,6 +24,7 @@ __all__ = [
     "checked_seconds",
     "no_target",
     "unknown",
+    "wrong_with",
 ]
 
 LONGEST = 1000
@@ -106,6 +110,14 @@ def already_open(name: str) -> RunAlreadyOpenError:
         "answers, or leave the first one before you open the next.",
         run=name,
     )
+
+
+def wrong_with(run: BaseRun, right: str, wrong: str) -> UsageError:
+    """The error for a scope that is entered by `wrong`. It gives its name back: nobody will ever leave it."""
+    if run._entered is None:
+        run.end()
+    sort = "an async" if right == "async with" else "a sync"
+    return UsageError(f"Run {run.name!r} is of {sort} client, so it is entered by `{right}`, not by `{wrong}`.")
 
 
 def unknown(name: str, live: list[str], kept: int) -> UnknownRunError:

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import Any, Optional, Union, cast
+from typing import TYPE_CHECKING, Any, Optional, Union, cast
 
 import anyio
 
@@ -18,7 +18,7 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.errors import CancelRefusedError, RunCancellationTimeoutError
 from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.checks import NOTHING, checked_facts, checked_name, checked_policy
+from deadstop.runs.checks import NOTHING, checked_facts, checked_name, checked_policy, wrong_with
 from deadstop.runs.keeping import PATIENCE
 from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
@@ -106,6 +106,13 @@ class AsyncRun(BaseRun):
                         await call.left.wait_async()
         finally:
             self.end()
+
+    if not TYPE_CHECKING:  # type checkers refuse it by themselves
+
+        def __enter__(self) -> Any:
+            raise wrong_with(self, "async with", "with")
+
+        __exit__ = __enter__  # asked for first
 
 
 class AsyncRuns:
