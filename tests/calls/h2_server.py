@@ -343,9 +343,10 @@ class _Connection:
 
     def _tell(self, record: StreamRecord) -> None:
         status = "in_progress" if record.model == "background" else "cancelled"
-        response = {"id": "resp_h2", "object": "response", "status": status, "background": True, "output": []}
+        asked = record.path.partition("/responses/")[2].partition("/")[0]
+        response = {"object": "response", "status": status, "background": True, "output": []}
         self._headers(record, "application/json")
-        self._h2.send_data(record.stream, json.dumps({**_HEAD, **response, "id": "resp_h2"}).encode())
+        self._h2.send_data(record.stream, json.dumps({**_HEAD, **response, "id": asked or "resp_h2"}).encode())
         self._h2.end_stream(record.stream)
         record.state = "completed"
 

@@ -245,3 +245,21 @@ def test_through_a_tunnel(world: Any) -> None:
             assert server.connections == 1
         finally:
             opened.__exit__(None, None, None)
+
+
+@pytest.mark.parametrize("farewell", ["goaway", "drop"])
+def test_a_cancel_after_the_server_has_ended_the_control_channels_connection(
+    world: Any, server: H2Server, client: Any, farewell: str
+) -> None:
+    """It goes out on a new connection, and does not fail first on one that the server has closed as unused (I16)."""
+    first = world.run(client.runs.cancel, "response:resp_h2", timeout=5)
+    (channel,) = client.runs._registry.channels
+    pool = channel._http._transport._pool
+    (unused,) = pool.connections
+    server.farewells.append(farewell)
+    until(lambda: unused._connection._network_stream.get_extra_info("is_readable"), "the farewell has come")
+    second = world.run(client.runs.cancel, "response:resp_other", timeout=5)
+    assert [[each.status for each in receipt.attempts] for receipt in (first, second)] == [[200], [200]]
+    assert server.connections == 2
+    assert unused not in pool.connections
+    server.errors.clear()  # it takes nothing more after its own farewell

@@ -19,6 +19,7 @@ from deadstop.calls.pool import (
     CALL,
     and_new,
     core_of,
+    drop_ended,
     hook_pool,
     lock_is_free,
     pools_of,
@@ -31,7 +32,7 @@ from deadstop.calls.pool import (
 from deadstop.calls.streamed import exchange_blocking
 from deadstop.core.model import Phase
 
-__all__ = ["close_pools", "hook_client", "reset_client"]
+__all__ = ["close_ended", "close_pools", "hook_client", "reset_client"]
 
 
 def hook_client(http_client: Any) -> bool:
@@ -54,6 +55,15 @@ def reset_client(http_client: Any) -> int:
             for connection in retire(pool):
                 connection.close()
     return count
+
+
+def close_ended(http_client: Any) -> None:
+    """Close the unused connections that the peer has ended and the pools would still give to a request."""
+    for transport in transports_of(http_client):
+        for pool in pools_of(transport):
+            for connection in drop_ended(pool):
+                with contextlib.suppress(Exception):  # it is over, whatever its end says
+                    connection.close()
 
 
 def close_pools(http_client: Any) -> None:

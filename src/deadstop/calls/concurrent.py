@@ -20,11 +20,22 @@ from deadstop.calls import multiplexed
 from deadstop.calls.call import Call, Interruption, active_call, current_call
 from deadstop.calls.loops import Loop, asked_of, miscounted
 from deadstop.calls.network_concurrent import Backend
-from deadstop.calls.pool import CALL, and_new, hook_pool, pools_of, recast, reclaim, renew, retire, transports_of
+from deadstop.calls.pool import (
+    CALL,
+    and_new,
+    drop_ended,
+    hook_pool,
+    pools_of,
+    recast,
+    reclaim,
+    renew,
+    retire,
+    transports_of,
+)
 from deadstop.calls.streamed import exchange_concurrent
 from deadstop.core.model import Interrupted, Phase
 
-__all__ = ["close_pools", "hook_client", "interruptible", "reset_client"]
+__all__ = ["close_ended", "close_pools", "hook_client", "interruptible", "reset_client"]
 
 
 class interruptible:
@@ -100,6 +111,15 @@ async def reset_client(http_client: Any) -> int:
             for connection in retire(pool):
                 await connection.aclose()
     return count
+
+
+async def close_ended(http_client: Any) -> None:
+    """Close the unused connections that the peer has ended and the pools would still give to a request."""
+    for transport in transports_of(http_client):
+        for pool in pools_of(transport):
+            for connection in drop_ended(pool):
+                with contextlib.suppress(Exception):  # it is over, whatever its end says
+                    await connection.aclose()
 
 
 async def close_pools(http_client: Any) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "CALL",
     "and_new",
     "core_of",
+    "drop_ended",
     "hook_pool",
     "is_transport",
     "lock_is_free",
@@ -312,6 +313,30 @@ def retire(pool: Any) -> list[Any]:
         idle = [connection for connection in pool._connections if connection.is_idle()]
         pool._connections = [each for each in pool._connections if not any(each is one for one in idle)]
     return idle
+
+
+def drop_ended(pool: Any) -> list[Any]:
+    """Take out the idle HTTP/2 connections that the peer has said something on; they are for the caller to close.
+
+    That is nearly always its farewell. Of HTTP/1.1 the pool asks the same before it gives a connection to a request;
+    with HTTP/2 it does not, and the request fails on a connection that was closed long before.
+    """
+    lock = getattr(pool, "_optional_thread_lock", None) or contextlib.nullcontext()
+    with lock:
+        given = {id(getattr(entry, "connection", None)) for entry in getattr(pool, "_requests", ())}
+        ended = [each for each in getattr(pool, "_connections", ()) if id(each) not in given and _has_word(each)]
+        if ended:
+            pool._connections = [each for each in pool._connections if not any(each is one for one in ended)]
+    return ended
+
+
+def _has_word(connection: Any) -> bool:
+    """Whether it is an idle HTTP/2 connection that there is something to read from."""
+    inner = getattr(connection, "_connection", None)
+    stream = getattr(inner, "_network_stream", None)
+    if getattr(inner, "_h2_state", None) is None or stream is None or not connection.is_idle():
+        return False
+    return bool(stream.get_extra_info("is_readable"))
 
 
 def core_of(pool: Any) -> str:

@@ -172,6 +172,7 @@ class Channel(_Channel):
             self._begin(errand)
             try:
                 made, options = self._cast(request, timeout) or self._build(request, timeout)
+                blocking.close_ended(self._http)  # a cancel that fails on one comes a backoff later, and maybe too late
                 result = errand.result(number, run_blocking(errand, self._http.send, (made,), options))
             except Exception as error:
                 result = errand.result(number, error=error)
@@ -325,6 +326,7 @@ class AsyncChannel(_Channel):
             with anyio.move_on_after(max(out.due - time.monotonic(), 0.0)):
                 try:
                     made, options = self._cast(request, timeout) or await self._build(request, timeout)
+                    await concurrent.close_ended(self._http)
                     return errand.result(out.number, await run_concurrent(errand, self._http.send, (made,), options))
                 except Exception as error:
                     return errand.result(out.number, error=error)
