@@ -14,7 +14,7 @@ from worlds import CHAT, until
 
 import deadstop
 from deadstop import RunCancelledError
-from deadstop.testing import FakeOpenAI
+from deadstop.testing import FakeOpenAI, faults
 
 
 @pytest.fixture
@@ -150,5 +150,52 @@ def test_a_stream_in_an_instrumentors_proxy(
         server.wait_for(lambda requests: requests[-1].state == "disconnected")
     finally:
         gc.enable()
-    assert runs.list() == []
+    until(lambda: runs.list() == [], "the end of the run")
+    world.close(client)
+
+
+@pytest.mark.parametrize("name", ["request", "copy", "with_options", "close", "_calculate_retry_timeout"])
+def test_what_was_put_on_a_client_before_it_was_attached(world: Any, server: FakeOpenAI, name: str) -> None:
+    """It is still called, once for each call; and the calls can be cancelled (`logfire.instrument_openai(client)`)."""
+    client = (openai.AsyncOpenAI if world.is_async else openai.OpenAI)(api_key="k", base_url=server.base_url)
+    original, calls = getattr(client, name), []
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        given = original(*args, **kwargs)
+        return 0.001 if name == "_calculate_retry_timeout" else given
+
+    setattr(client, name, watched)
+    runs = deadstop.attach(client)
+    twin = client.with_options(timeout=60) if name == "with_options" else client.copy()
+    server.add(faults.Overloaded(), times=1)
+    for one, tries in ((client, 2), (twin, 1)):
+        pending = world.start(world.create, one)
+        server.wait_for(lambda requests, tries=tries: len(requests) == tries and requests[-1].state == "generating")
+        (run,) = runs.list()
+        assert world.run(run.cancel).outcome == "cancelled"
+        assert isinstance(pending.failure(), RunCancelledError)
+        server.reset()
+    world.close(client)
+    assert calls == [name]
+
+
+def test_attach_knows_an_async_client_whose_request_was_wrapped(
+    world: Any, server: FakeOpenAI, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A wrapper that gives what the SDK's `request` gives, and is no coroutine function itself, changes nothing."""
+    kind = openai.AsyncOpenAI if world.is_async else openai.OpenAI
+    original = kind.request
+
+    @functools.wraps(original)
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(kind, "request", watched)
+    client = kind(api_key="k", base_url=server.base_url)
+    runs = deadstop.attach(client)
+    pending = world.start(world.create, client)
+    server.wait_for(lambda requests: any(each.state == "generating" for each in requests))
+    assert world.run(runs.cancel, runs.list()[0]).outcome == "cancelled"
+    assert isinstance(pending.failure(), RunCancelledError)
     world.close(client)

@@ -52,7 +52,7 @@ def attach(client: Any, *, url: Optional[str] = None) -> Union[Runs, AsyncRuns]:
     """
     if is_ours(client):
         if url is not None:
-            keep(_ours(client), client, url)
+            keep(_adopt(client), client, url)
         return client.runs  # type: ignore[no-any-return]
     request = getattr(type(client), "request", None)
     missing = [name for name in ("_client", "_calculate_retry_timeout") if not hasattr(client, name)]
@@ -66,29 +66,34 @@ def attach(client: Any, *, url: Optional[str] = None) -> Union[Runs, AsyncRuns]:
         import_module("deadstop.runs.settings").check_settings()
     url = url_in_force(url) if url is not None or known is None else None
     if known is None:
-        known = _attach(client, inspect.iscoroutinefunction(request))
+        known = _attach(client)
     keep(known, client, url)
     return known.runs  # type: ignore[no-any-return]
 
 
-def _ours(client: Any) -> Adopted:
-    return (adopt_async if inspect.iscoroutinefunction(type(client).request) else adopt_sync)(client)
+def _adopt(client: Any) -> Adopted:
+    # Not what its `request` is: an instrumentor's, which gives what the SDK's gives, need be no coroutine function.
+    return (adopt_async if hasattr(type(client), "__aenter__") else adopt_sync)(client)
 
 
 def _named(thing: Any) -> str:
     return f"the class {thing.__name__}" if isinstance(thing, type) else f"a {type(thing).__name__}"
 
 
-def _attach(client: Any, is_async: bool) -> Adopted:
-    adopted = adopt_async(client) if is_async else adopt_sync(client)
+def _attach(client: Any) -> Adopted:
+    adopted = _adopt(client)
     _override(client, adopted)
     hook_client_resources(client)
     return adopted
 
 
+_OVERRIDDEN = ("request", "close", "copy", "with_options", "_calculate_retry_timeout")
+
+
 async def _close_after(closing: Any, adopted: Adopted, client: Any) -> None:
     try:
-        await closing
+        if closing is not None:
+            await closing
     finally:
         await adopted.aclose(client)
 
@@ -97,39 +102,50 @@ def _override(client: Any, adopted: Adopted) -> None:
     # Weakly: a client that refers to itself would stay until the garbage collector comes by, with its sockets.
     ref = weakref.ref(client)
     cls: Any = type(client)
+    # What somebody else has put on the client stays below ours (logfire.instrument_openai(client) does).
+    theirs = {name: client.__dict__[name] for name in _OVERRIDDEN if name in client.__dict__}
+
+    def below(name: str, alive: Any) -> Any:
+        if name in theirs:
+            return theirs[name]
+        method = getattr(cls, name)
+        return method.__get__(alive, cls) if hasattr(method, "__get__") else method  # a mock is not bound
 
     def request(*args: Any, **kwargs: Any) -> Any:
         alive = ref()
         hook_made_resources(alive, LATE)
-        send = cls.request.__get__(alive, cls)
-        return adopted.request(alive, send, args, kwargs)
+        return adopted.request(alive, below("request", alive), args, kwargs)
 
     def calculate(*args: Any, **kwargs: Any) -> float:
-        return adopted.pause(cls._calculate_retry_timeout(ref(), *args, **kwargs))
+        return adopted.pause(below("_calculate_retry_timeout", ref())(*args, **kwargs))
 
-    def copy(*args: Any, **kwargs: Any) -> Any:
-        twin = share(adopted, cls.copy(ref(), *args, **kwargs))
+    def copied(name: str, *args: Any, **kwargs: Any) -> Any:
+        twin = share(adopted, below(name, ref())(*args, **kwargs))
         _override(twin, twin.__dict__[ATTRIBUTE])
         hook_client_resources(twin)
         return twin
 
+    def copy(*args: Any, **kwargs: Any) -> Any:
+        return copied("copy", *args, **kwargs)
+
+    def with_options(*args: Any, **kwargs: Any) -> Any:
+        return copied("with_options", *args, **kwargs)
+
     def close() -> Any:
-        client = ref()
+        client = ref()  # None in the destructor, which closes with openai 1.0, if the collector comes by
         try:
-            closing = cls.close(client)
+            closing = None if client is None else below("close", client)()
         except BaseException:
             if not adopted.registry.in_task:
                 adopted.close(client)
             raise
-        return _close_after(closing, adopted, client) if inspect.isawaitable(closing) else adopted.close(client)
+        return _close_after(closing, adopted, client) if adopted.registry.in_task else adopted.close(client)
 
-    client.request = request
-    client.close = close
     client._calculate_retry_timeout = calculate
-    if hasattr(cls, "copy"):
-        client.copy = client.with_options = copy
-    for made in (request, close, copy):
-        made.__signature__ = _signature(cls, made.__name__)  # type: ignore[attr-defined]
+    for made in (request, close, copy, with_options):
+        if hasattr(cls, made.__name__):
+            setattr(client, made.__name__, made)
+            made.__signature__ = _signature(cls, made.__name__)  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=64)
