@@ -199,3 +199,49 @@ def test_attach_knows_an_async_client_whose_request_was_wrapped(
     assert world.run(runs.cancel, runs.list()[0]).outcome == "cancelled"
     assert isinstance(pending.failure(), RunCancelledError)
     world.close(client)
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["held", "generator"])
+def test_a_stream_that_a_subclass_wraps_into_its_own(world: Any, server: FakeOpenAI, kept: bool) -> None:
+    """Its call goes on until the stream is over: a cancel ends it, and its caller is told."""
+
+    class Metered:
+        def __init__(self, stream: Any) -> None:
+            self.stream = stream if kept else None
+            self.source = None if kept else generator(stream)
+
+        def __iter__(self) -> Any:
+            return iter(self.stream or self.source)
+
+        def __aiter__(self) -> Any:
+            return (self.stream or self.source).__aiter__()
+
+    async def later(stream: Any) -> Any:
+        async for event in stream:
+            yield event
+
+    def generator(stream: Any) -> Any:
+        return later(stream) if world.is_async else (event for event in stream)
+
+    if world.is_async:
+
+        class Client(openai.AsyncOpenAI):
+            async def request(self, *args: Any, **kwargs: Any) -> Any:
+                return Metered(await super().request(*args, **kwargs))
+    else:
+
+        class Client(openai.OpenAI):  # type: ignore[no-redef]
+            def request(self, *args: Any, **kwargs: Any) -> Any:
+                return Metered(super().request(*args, **kwargs))
+
+    client = Client(api_key="k", base_url=server.base_url)
+    client.runs = deadstop.attach(client)  # type: ignore[union-attr]
+    seen: list[Any] = []
+    pending = world.start(world.consume, client, "chat-42", seen.append)
+    until(lambda: len(seen) > 3 or pending.done, "three events")
+    receipt = world.run(client.runs.cancel, "chat-42")  # type: ignore[union-attr]
+    assert (receipt.outcome, len(receipt.calls)) == ("cancelled", 1)
+    assert isinstance(pending.failure(), RunCancelledError)
+    server.wait_for(lambda requests: requests[-1].state == "disconnected")
+    assert client.runs.list() == []  # type: ignore[union-attr]
+    world.close(client)

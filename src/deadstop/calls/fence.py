@@ -208,6 +208,13 @@ def hand_over(call: Call, result: Any) -> Any:
         response = _own(result)["response"]
     else:
         response = None if model else _own(result).get("http_response", result)
+        if not model and call.closer is not None and _own(response).get("is_closed", True):
+            # Somebody below us has wrapped the stream into something of their own, and its body is still open.
+            call.handed_over = call.shown = True
+            for inner in _own(result).values():
+                if _is_stream(inner):
+                    fence_in_place(call, inner)
+            return result
         if response is None or _own(response).get("is_closed", True):
             # The value is here. Say so first, then look at the flag: whoever cancels does it the other way round.
             call.finished = True
@@ -254,6 +261,12 @@ def fence_stream(call: Call, stream: Any) -> Any:
     twin = twin_of(stream)
     fence.owner = weakref.ref(twin, lambda _: None if call.shown else call.close_idle())
     return put(twin)
+
+
+def fence_in_place(call: Call, stream: Any) -> None:
+    """Fence an SDK stream that somebody else holds already."""
+    stream._iterator = call.reader = fenced(call, stream._iterator, counted=True)
+    setattr(stream, CALL_OF, call)
 
 
 def call_of(thing: Any) -> Optional[Call]:
