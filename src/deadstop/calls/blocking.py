@@ -153,15 +153,19 @@ def _send(
                 if call.cancelled:
                     raise Interruption(call)
                 response = send(request)
+            call.waker = None
+            call.headers_read(response.status_code)
+            if call.tracker is not None:
+                call.tracker.headers(response)
+            call.body_closed = False
+            response.stream = _body(call, response.stream, pools)
+            return response
         except BaseException as error:
             stream, call.socket, call.waker = call.socket, None, None
             if stream is not None and not stream.closed:
                 stream.let_go(call)
             if type(error) is not ReadInterruption:
-                for pool in and_new(pools, transport):
-                    finish = reclaim(pool, call)
-                    if finish is not None:
-                        finish()
+                _reclaim(and_new(pools, transport), call)
             if call.cancelled and isinstance(error, Exception):
                 raise Interruption(call) from None
             if call.requeue and call.requeued(error):
@@ -170,13 +174,13 @@ def _send(
             if call.tracker is not None or isinstance(error, Exception):
                 call.failed(error)
             raise
-        call.waker = None
-        call.headers_read(response.status_code)
-        if call.tracker is not None:
-            call.tracker.headers(response)
-        call.body_closed = False
-        response.stream = _body(call, response.stream, pools)
-        return response
+
+
+def _reclaim(pools: list[Any], call: Call) -> None:
+    for pool in pools:
+        finish = reclaim(pool, call)
+        if finish is not None:
+            finish()
 
 
 _bodies: dict[type, Any] = {}
@@ -247,16 +251,25 @@ class _Body:
         call = self._call
         if self._closed or (call.drain is not None and call.drains):  # what is drained is closed by whoever drains it
             return
-        self._closed = call.body_closed = True
-        stream, call.socket, call.closer = call.socket, None, None
-        if stream is not None:
-            # Before the connection goes back to the pool, where another call may take it at once (I9).
-            stream.let_go(call)
         try:
+            self._closed = call.body_closed = True
+            stream, call.socket, call.closer = call.socket, None, None
+            if stream is not None:
+                # Before the connection goes back to the pool, where another call may take it at once (I9).
+                stream.let_go(call)
             self._inner.close()
+        except BaseException:  # Ctrl-C: before it had begun to close, or half-way
+            with contextlib.suppress(Exception):
+                self._inner.close()
+            _reclaim(self._pools, call)
+            raise
         finally:
             if call.handed_over:
-                call.leave()
+                try:
+                    call.leave()
+                finally:
+                    if call.left_at is None:
+                        call.leave()
 
     def _hung_up(self) -> bool:
         """Whether another thread is reading: then it is woken, and closes by itself. A plain close leaves it stuck."""

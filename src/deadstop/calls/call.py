@@ -364,26 +364,28 @@ class Call:
         if isinstance(error, Exception):
             self.note(error=f"{type(error).__name__}: {error}", ended=time.monotonic())
 
-    def leave(self) -> None:
-        """The call is over: it has left the transport and its caller is, or is about to be, free."""
+    def leave(self, again: bool = True) -> None:
+        """The call is over: it has left the transport, its caller is (about to be) free. `again`: if it breaks off."""
         drain = self.drain
         if drain is not None and not drain.over:
             if drain.claim():  # nobody has begun it, and there is nothing left to read
                 drain.finish()
             return  # whoever drains lets it leave
-        if self.phase is not Phase.ENDED:
-            self.phase = Phase.ENDED
-            self.reader = None
-            self.waker = self.scope_waker = None
-            self.closer = self.hearer = None
-            self.socket = None
-            if self.tracker is not None:
-                self.tracker.end(self)
-            self.left.done = True
-            if self.left.waiters:
-                self.left.set()
-            self.left_at = time.monotonic()  # after that: somebody waits for it
-            self.run.remove(self)
+        if self.phase is not Phase.ENDED or not again:
+            try:
+                self.phase = Phase.ENDED
+                self.reader = self.waker = self.scope_waker = self.closer = self.hearer = self.socket = None
+                if self.tracker is not None:
+                    self.tracker.end(self)
+                self.left.done = True
+                if self.left.waiters:
+                    self.left.set()
+                self.left_at = time.monotonic()  # after that: somebody waits for it
+                self.run.remove(self)
+            except BaseException:
+                if again:
+                    self.leave(again=False)
+                raise
 
     def facts(self) -> CallFacts:
         """The call as it stands now, for receipts."""

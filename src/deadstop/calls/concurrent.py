@@ -208,6 +208,12 @@ async def _send(
             if call.cancelled:
                 raise Interruption(call)
             response = await send(request)
+            call.headers_read(response.status_code)
+            if call.tracker is not None:
+                call.tracker.headers(response)
+            call.body_closed = False
+            response.stream = _body(call, response.stream, pools)
+            return response
         except BaseException as error:
             stream, call.socket = call.socket, None
             if stream is not None and not stream.closed:
@@ -220,12 +226,6 @@ async def _send(
             if call.cancelled and isinstance(error, Exception):
                 raise Interruption(call) from None
             raise
-        call.headers_read(response.status_code)
-        if call.tracker is not None:
-            call.tracker.headers(response)
-        call.body_closed = False
-        response.stream = _body(call, response.stream, pools)
-        return response
 
 
 async def _reclaim(pools: list[Any], call: Call) -> None:

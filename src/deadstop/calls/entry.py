@@ -27,21 +27,24 @@ def run_blocking(call: Call, send: Callable[..., Any], args: Any, kwargs: Any) -
 
     Raises `RunCancelledError` if it is cancelled before it is done.
     """
-    token = current_call.set(call)
+    given = False
     try:
-        if call.cancelled:
-            raise Interruption(call)
-        result = send(*args, **kwargs)
+        token = current_call.set(call)
+        try:
+            if call.cancelled:
+                raise Interruption(call)
+            result = send(*args, **kwargs)
+        finally:
+            current_call.reset(token)
+        given = True
+        return _give(call, result)
     except BaseException as error:
         if call.closer is not None or call.drain is not None:
             call.close_idle()  # a response that nobody will ever get
         call.leave()
-        if call.cancelled and isinstance(error, (Interruption, Exception)):
+        if call.cancelled and not given and isinstance(error, (Interruption, Exception)):
             raise call.run.error(call) from (error if isinstance(error, Exception) else None)
         raise
-    finally:
-        current_call.reset(token)
-    return _give(call, result)
 
 
 async def run_concurrent(call: Call, send: Callable[..., Awaitable[Any]], args: Any, kwargs: Any) -> Any:
@@ -49,9 +52,9 @@ async def run_concurrent(call: Call, send: Callable[..., Awaitable[Any]], args: 
 
     Raises `RunCancelledError` if it is cancelled before it is done.
     """
-    token = current_call.set(call)
-    result = None
+    token = result = None
     try:
+        token = current_call.set(call)
         with concurrent.interruptible(call):
             result = await send(*args, **kwargs)
     except BaseException as error:
@@ -67,10 +70,16 @@ async def run_concurrent(call: Call, send: Callable[..., Awaitable[Any]], args: 
         raise
     finally:
         try:  # noqa: SIM105  (three functions more, for each call)
-            current_call.reset(token)
-        except ValueError:  # the collector ends a task whose loop was closed, in another context
+            current_call.reset(token)  # type: ignore[arg-type]
+        except (ValueError, TypeError):  # the collector ends a task whose loop was closed, in another context
             pass
-    return _give(call, result)
+    try:
+        return _give(call, result)
+    except BaseException:
+        if call.closer is not None:
+            call.close_idle()
+        call.leave()
+        raise
 
 
 def _give(call: Call, result: Any) -> Any:

@@ -79,10 +79,10 @@ class Errand(Call):
             self.cancelled = True
         super().sending(multiplexed)
 
-    def leave(self) -> None:
+    def leave(self, again: bool = True) -> None:
         if self.phase is not Phase.ENDED:
             self.ended_in = self.phase
-        super().leave()
+        super().leave(again)
 
     def request_sent(self) -> None:
         super().request_sent()

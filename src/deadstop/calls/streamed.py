@@ -262,7 +262,7 @@ def _begin_another(call: Call) -> None:
 
 def _assemble(call: Call, response: Any, planned: Plan, begun: list[bytes], doubt: Any) -> _Flow:
     assembler = planned.assembler()
-    complete = ended = False
+    complete = ended = dropped = False
     try:
         while not complete:
             try:
@@ -286,10 +286,14 @@ def _assemble(call: Call, response: Any, planned: Plan, begun: list[bytes], doub
             with contextlib.suppress(Exception, Overdue):
                 while (yield _Read(response)) is not None:
                     pass
+    except GeneratorExit:  # whoever drove this was broken off between two steps; the answer is closed with its call
+        dropped = True
+        raise
     finally:
         call.read_deadline = None
         call.usage = assembler.usage() or call.usage
-        yield _Close(response)
+        if not dropped:
+            yield _Close(response)
     call.check()
     try:
         assembled = assembler.finish()

@@ -74,9 +74,14 @@ class Adopted:
             passing=passes,
             channel=None if passes is None else lambda: self.channel(client),
         )
-        if not self._known:  # nobody will tell when it sends, and nothing in it can be interrupted
-            call.begin_exchange(opaque=True)
-        return self.run(call, send, args, kwargs)
+        try:
+            if not self._known:  # nobody will tell when it sends, and nothing in it can be interrupted
+                call.begin_exchange(opaque=True)
+            return self.run(call, send, args, kwargs)
+        except BaseException:  # Ctrl-C, before it had begun to run, or as it ended
+            if call.left_at is None:
+                call.leave()
+            raise
 
     def channel(self, client: Any) -> Any:
         """The way to `client`'s server for cancels and status reads."""

@@ -14,7 +14,7 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.errors import CancelRefusedError, RunCancellationTimeoutError
 from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.checks import NOTHING, checked_facts, checked_name, checked_policy, wrong_with
+from deadstop.runs.checks import NOTHING, checked_facts, checked_name, checked_policy, entered_before, wrong_with
 from deadstop.runs.keeping import PATIENCE
 from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
@@ -75,24 +75,27 @@ class Run(BaseRun):
         return cancel(self, wish(wait, timeout, policy), checked_facts(reason, actor, request_id))
 
     def __enter__(self) -> Run:
-        self.enter()
-        if self.registry.keeper is not None:
-            looked = self.registry.keeper.look(self)
-            if looked is not None:
-                try:
+        if self._entered or self.ended:
+            raise entered_before(self.name)
+        try:
+            self.enter()
+            if self.registry.keeper is not None:
+                looked = self.registry.keeper.look(self)
+                if looked is not None:
                     looked.wait(PATIENCE)
-                except BaseException:
-                    self.leave()
-                    self.end()
-                    raise
-        return self
+            return self
+        except BaseException:  # Ctrl-C: nobody will leave what was not entered
+            try:
+                self.leave()
+            finally:
+                self.end()
+            raise
 
     def __exit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        left = self.leave()
         try:
-            for call in left:
+            for call in self.leave():
                 if call.handed_over:  # a stream that was left open; what is still under way in another thread goes on
                     cut_off(call)
         finally:

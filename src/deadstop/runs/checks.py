@@ -22,6 +22,8 @@ __all__ = [
     "checked_new_name",
     "checked_policy",
     "checked_seconds",
+    "cut_off_by",
+    "entered_before",
     "no_target",
     "unknown",
     "wrong_with",
@@ -101,6 +103,19 @@ def checked_facts(
         if said is not None and not isinstance(said, str):
             raise UsageError(f"{what} is {said!r}: give text, such as {such!r}. Nothing was cancelled.")
     return facts
+
+
+def cut_off_by(name: str, call: Any) -> UsageError:
+    """The error for who reads a stream on whose scope was left."""
+    return UsageError(
+        f"The stream of {call.method} {call.path} was closed because its run scope {name!r} was left. Read it to its "
+        "end inside the `with` block, or open no scope around it."
+    )
+
+
+def entered_before(name: str) -> UsageError:
+    """The error for the second `with` of a run."""
+    return UsageError(f"Run {name!r} was entered before. Open a run for each `with` block.")
 
 
 def already_open(name: str) -> RunAlreadyOpenError:

@@ -18,7 +18,7 @@ from deadstop.core.policy import CancelPolicy
 from deadstop.errors import CancelRefusedError, RunCancellationTimeoutError
 from deadstop.kinds.servers import ServerProfile, profile_for
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.checks import NOTHING, checked_facts, checked_name, checked_policy, wrong_with
+from deadstop.runs.checks import NOTHING, checked_facts, checked_name, checked_policy, entered_before, wrong_with
 from deadstop.runs.keeping import PATIENCE
 from deadstop.runs.registry import Registry
 from deadstop.runs.run import BaseRun
@@ -81,25 +81,28 @@ class AsyncRun(BaseRun):
         return await cancel(self, wish(wait, timeout, policy), checked_facts(reason, actor, request_id))
 
     async def __aenter__(self) -> AsyncRun:
-        self.enter()
-        if self.registry.keeper is not None:
-            self.registry.loop = Loop.current(self.registry.last)
-            looked = self.registry.keeper.look(self)
-            if looked is not None:
-                try:
+        if self._entered or self.ended:
+            raise entered_before(self.name)
+        try:
+            self.enter()
+            if self.registry.keeper is not None:
+                self.registry.loop = Loop.current(self.registry.last)
+                looked = self.registry.keeper.look(self)
+                if looked is not None:
                     await looked.wait_async(PATIENCE)
-                except BaseException:
-                    self.leave()
-                    self.end()
-                    raise
-        return self
+            return self
+        except BaseException:  # Ctrl-C: nobody will leave what was not entered
+            try:
+                self.leave()
+            finally:
+                self.end()
+            raise
 
     async def __aexit__(
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], trace: Optional[TracebackType]
     ) -> None:
-        left = self.leave()
         try:
-            closing = [call for call in left if call.handed_over and cut_off(call)]
+            closing = [call for call in self.leave() if call.handed_over and cut_off(call)]
             if closing:
                 with anyio.move_on_after(CLOSING, shield=True):
                     for call in closing:

@@ -136,11 +136,15 @@ class Registry:
         run.cancellers = None if cancellers is None else checked_actors(cancellers)
         if self.keeper is not None:
             self.keeper.open(run, named, orphans, orphan_grace)
-        if self._live.setdefault(name, run) is not run:
-            raise already_open(name)
-        if _stopping is not None:
-            run.request_cancel(run.intent(**_stopping))
-        return run
+        try:
+            if self._live.setdefault(name, run) is not run:
+                raise already_open(name)
+            if _stopping is not None:
+                run.request_cancel(run.intent(**_stopping))
+            return run
+        except BaseException:  # Ctrl-C: nobody has got it
+            run.end()
+            raise
 
     def begin(
         self,
@@ -167,24 +171,20 @@ class Registry:
             tracker = Tracker(passing, Watch(self))
         if run is None:
             run = self._run_class(self, f"call-{next(_numbers)}", None, None, None, None, False, True)
-            while self._live.setdefault(run.name, run) is not run:  # a name that the user has given
-                run.name = f"call-{next(_numbers)}"
-        call = Call(
-            run,
-            method.upper(),
-            path,
-            streamed,
-            run.streamed_inside and not streamed,
-            self.in_task,
-            self._memory,
-            tracker,
-        )
+        inside = run.streamed_inside and not streamed
+        call = Call(run, method.upper(), path, streamed, inside, self.in_task, self._memory, tracker)
         if self.in_task:
             call.loop = self.last = Loop.current(self.last)
-        if _stopping is not None:
-            run.request_cancel(run.intent(**_stopping))
-        run.add(call)
-        return call
+        try:
+            while run.anonymous and self._live.setdefault(run.name, run) is not run:  # a name that the user has given
+                run.name = f"call-{next(_numbers)}"
+            if _stopping is not None:
+                run.request_cancel(run.intent(**_stopping))
+            run.add(call)
+            return call
+        except BaseException:  # Ctrl-C: nobody runs it
+            call.leave()
+            raise
 
     # Remote runs
 

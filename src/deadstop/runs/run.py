@@ -24,7 +24,7 @@ from deadstop.errors import (
     UsageError,
 )
 from deadstop.runs.cancelling import Cancelling
-from deadstop.runs.checks import checked_facts
+from deadstop.runs.checks import checked_facts, cut_off_by
 from deadstop.runs.family import hand_up, leave_above, stopper
 from deadstop.runs.remote import Remote
 from deadstop.runs.strike import strike
@@ -259,7 +259,7 @@ class BaseRun:
             struck = stopper(self, call) or self
         cancelling = struck.cancelling
         if cancelling is None and isinstance(call, CutOffCall):
-            return _cut_off(self if self.remote is None or self.parent is None else self.parent, call)
+            return cut_off_by((self if self.remote is None or self.parent is None else self.parent).name, call)
         if cancelling is None:
             return RunCancelledError(run=self.name)
         late = cancelling.timed_out(call) if call is not None else None
@@ -305,9 +305,7 @@ class BaseRun:
             self.end()
 
     def enter(self) -> None:
-        """The scope is open from here on, in this context; its deadline runs. Raises `UsageError` the second time."""
-        if self._entered or self.ended:
-            raise UsageError(f"Run {self.name!r} was entered before. Open a run for each `with` block.")
+        """The scope is open from here on, in this context; its deadline runs."""
         self._entered = who_runs(self.registry.in_task)
         if self.parent is not None:
             self.join_parent()
@@ -337,14 +335,14 @@ class BaseRun:
     def leave(self) -> list[Call]:
         """The scope ends. Returns the calls that are still open in it: streams that were left early."""
         inside = current_run.get() is self
-        self._left = who_runs(self.registry.in_task or not inside)
-        if self._timer is not None:
-            self._timer.stop()
         if inside:  # scopes of suspended generators may end in another order than they began
             outer, self._outer = self._outer, None
             while outer is not None and outer.ended:
                 outer = outer._outer or outer.parent
             current_run.set(outer)
+        self._left = who_runs(self.registry.in_task or not inside)  # after that: Ctrl-C leaves nobody in it for good
+        if self._timer is not None:
+            self._timer.stop()
         left = list(self.calls.values())
         if self.children:
             left += [each for child in list(self.children.values()) if child.remote for each in child.calls.values()]
@@ -375,10 +373,15 @@ class BaseRun:
         if self.ended:
             self.rest()
             return
-        self.ended = True
-        if self.parent is not None:
+        try:
+            self.ended = True
+            if self.parent is not None:
+                leave_above(self)
+            self.registry.retire(self)
+        except BaseException:  # Ctrl-C
             leave_above(self)
-        self.registry.retire(self)
+            self.registry.retire(self)
+            raise
 
     def rest(self) -> None:
         """Something has come to its end in the run, which has ended before."""
@@ -391,10 +394,3 @@ class BaseRun:
     def __repr__(self) -> str:
         state = "cancelled" if self.cancelled else "ended" if self.ended else "open"
         return f"<{type(self).__name__} {self.name!r}: {state}, {len(self.calls)} calls>"
-
-
-def _cut_off(scope: BaseRun, call: Call) -> UsageError:
-    return UsageError(
-        f"The stream of {call.method} {call.path} was closed because its run scope {scope.name!r} was left. Read it to "
-        "its end inside the `with` block, or open no scope around it."
-    )

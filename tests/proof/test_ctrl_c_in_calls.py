@@ -1,0 +1,128 @@
+"""Ctrl-C in our own code, at every line of what opens, begins, answers, closes and leaves: nothing stays behind."""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from test_adversary_points import nothing_left
+from worlds import CHAT, until
+
+import deadstop
+from deadstop.testing import FakeOpenAI
+
+NEVER = 1 << 40
+WHERE = {
+    "calls/blocking.py": ("_send", "_body", "__init__"),
+    "calls/call.py": ("__init__", "headers_read", "begin_exchange", "leave"),
+    "calls/entry.py": ("run_blocking", "_give"),
+    "calls/fence.py": ("hand_over",),
+    "calls/loops.py": ("who_runs",),
+    "calls/sockets.py": ("let_go",),
+    "calls/streamed.py": ("_pump_blocking", "_to_drain", "_assemble"),
+    "runs/registry.py": ("begin", "open", "retire"),
+    "runs/run.py": ("add", "enter", "leave", "remove"),
+}
+"""The rest of a scope's beginning and end is Python's own: what interrupts `with` itself can't be helped."""
+
+
+@pytest.fixture
+def server() -> Iterator[FakeOpenAI]:
+    with FakeOpenAI(rate=0, tokens=3) as one:
+        yield one
+
+
+class CtrlC:
+    """A KeyboardInterrupt at the n-th line of what is in `WHERE`, in this thread."""
+
+    def __init__(self, at: int) -> None:
+        self.count, self._at, self.line = 0, at, ""
+
+    def __enter__(self) -> CtrlC:
+        self._before = sys.gettrace()
+        sys.settrace(self._enter)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        sys.settrace(self._before)
+
+    def _enter(self, frame: Any, _event: str, _arg: Any) -> Any:
+        folder, name = os.path.split(frame.f_code.co_filename)
+        place = f"{os.path.basename(folder)}/{name}"
+        return self._line if "deadstop" in folder and frame.f_code.co_name in WHERE.get(place, ()) else None
+
+    def _line(self, frame: Any, event: str, _arg: Any) -> Any:
+        text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
+        if event == "line" and text not in ("try:", "finally:"):  # where nothing is done nothing is interrupted
+            self.count += 1
+            if self.count == self._at:
+                self.line = f"{frame.f_code.co_filename}:{frame.f_lineno}: {text}"
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return self._line
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="somebody else is tracing")
+@pytest.mark.parametrize("shape", ["plain", "plain in a scope", "stream in a scope", "raw"])
+@pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
+def test_ctrl_c_at_any_line_of_a_call(server: FakeOpenAI, shape: str) -> None:
+    """No run stays live, no connection busy, the scope's name is free, and what is called next is not cancelled."""
+    client = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0)
+
+    def call() -> None:
+        with contextlib.ExitStack() as stack:
+            if shape.endswith("scope"):
+                stack.enter_context(client.runs.open("r", timeout=100))
+            if shape == "raw":
+                client.chat.completions.with_raw_response.create(**CHAT).parse()
+            elif shape.startswith("stream"):
+                stream = client.chat.completions.create(**CHAT, stream=True)
+                with contextlib.closing(stream.response):  # not by the collector, which takes Ctrl-C for nobody's
+                    assert len(list(stream)) > 1
+            else:
+                client.chat.completions.create(**CHAT)
+
+    call()
+    with CtrlC(NEVER) as clean:
+        call()
+    assert clean.count > 50
+    for at in range(1, clean.count + 1):
+        with CtrlC(at) as interrupted:
+            try:
+                call()
+            except KeyboardInterrupt:
+                pass
+            else:
+                assert not interrupted.line, f"it was swallowed at {interrupted.line}"
+        until(lambda: nothing_left(client), f"the end, after Ctrl-C at {interrupted.line}")
+        if at % 10 == 0:
+            call()
+    client.close()
+    server.wait_for(lambda _: server.open_connections == 0)
+
+
+@pytest.mark.skipif(sys.gettrace() is not None, reason="somebody else is tracing")
+def test_ctrl_c_as_a_cancelled_scope_is_left(server: FakeOpenAI) -> None:
+    """Wherever its end is broken off, the thread is out of it: the next call is not born cancelled."""
+    client = deadstop.OpenAI(api_key="k", base_url=server.base_url, max_retries=0)
+
+    def scope(at: int) -> CtrlC:
+        interrupt = CtrlC(at)
+        with contextlib.suppress(KeyboardInterrupt), client.runs.open("r") as run:
+            run.cancel(timeout=5)
+            interrupt.__enter__()
+        interrupt.__exit__()
+        return interrupt
+
+    last = scope(NEVER).count
+    assert last > 5
+    for at in range(1, last + 1):
+        interrupted = scope(at)
+        assert client.chat.completions.create(**CHAT).choices, interrupted.line
+        assert client.runs.list() == [], interrupted.line
+    client.close()
