@@ -12,6 +12,7 @@ import pytest
 from remote_runs import http_package
 from worlds import CHAT
 
+from deadstop import RunCancelledError
 from deadstop.calls.sockets import Owned
 
 CHUNK = (
@@ -114,3 +115,49 @@ def test_the_descriptor_of_a_stand_in_is_shut_down() -> None:
     with mine, peer:
         assert stream.interrupt(call)  # type: ignore[arg-type]
         assert peer.recv(1) == b""
+
+
+@pytest.mark.parametrize("born", ["cancelled", "alive"])
+def test_an_http_client_without_a_transport(world: Any, born: str) -> None:
+    """One that answers by itself, as people's tests have it: in a cancelled scope its call gets our error, and ends."""
+    http = http_package(world)
+    said: list[Any] = []
+
+    def answer(request: Any) -> Any:
+        said.append(request)
+        body = {"id": "a", "object": "chat.completion", "created": 1, "model": "m", "choices": []}
+        return http.Response(200, json=body, request=request)
+
+    class Client(http.Client):  # type: ignore[misc, name-defined]
+        def send(self, request: Any, **_: Any) -> Any:
+            return answer(request)
+
+    class AsyncClient(http.AsyncClient):  # type: ignore[misc, name-defined]
+        async def send(self, request: Any, **_: Any) -> Any:
+            return answer(request)
+
+    own = (AsyncClient if world.is_async else Client)()
+    own._transport, own._mounts = None, {}
+    client = world.client("http://127.0.0.1:1/v1", max_retries=0, http_client=own)
+
+    def cancel_first() -> None:
+        if born == "cancelled":
+            client.runs.get("r").cancel_soon(reason="too late")
+
+    async def in_task() -> Any:
+        async with client.runs.open("r"):
+            cancel_first()
+            return await client.chat.completions.create(**CHAT)
+
+    def in_thread() -> Any:
+        with client.runs.open("r"):
+            cancel_first()
+            return client.chat.completions.create(**CHAT)
+
+    pending = world.start(in_task if world.is_async else in_thread)
+    if born == "cancelled":
+        assert isinstance(pending.failure(), RunCancelledError)
+        assert said == []
+    else:
+        assert pending.result().id == "a"
+    assert client.runs.list() == []

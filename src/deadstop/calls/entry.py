@@ -31,6 +31,8 @@ def run_blocking(call: Call, send: Callable[..., Any], args: Any, kwargs: Any) -
     try:
         token = current_call.set(call)
         try:
+            if call.opaque:  # nobody will tell when it sends, and nothing in it can be interrupted
+                call.begin_exchange(opaque=True)
             if call.cancelled:
                 raise Interruption(call)
             result = send(*args, **kwargs)
@@ -55,6 +57,8 @@ async def run_concurrent(call: Call, send: Callable[..., Awaitable[Any]], args: 
     token = result = None
     try:
         token = current_call.set(call)
+        if call.opaque and not call.cancelled:  # as for threads
+            call.begin_exchange(opaque=True)
         with concurrent.interruptible(call):
             result = await send(*args, **kwargs)
     except BaseException as error:

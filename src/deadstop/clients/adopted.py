@@ -75,8 +75,7 @@ class Adopted:
             channel=None if passes is None else lambda: self.channel(client),
         )
         try:
-            if not self._known:  # nobody will tell when it sends, and nothing in it can be interrupted
-                call.begin_exchange(opaque=True)
+            call.opaque = not self._known
             return self.run(call, send, args, kwargs)
         except BaseException:  # Ctrl-C, before it had begun to run, or as it ended
             if call.left_at is None:
