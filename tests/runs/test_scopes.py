@@ -15,6 +15,7 @@ from deadstop import (
     RunCancelledError,
 )
 from deadstop.calls import timers
+from deadstop.runs.cancelling import Cancelling
 from deadstop.testing import FakeOpenAI
 
 
@@ -232,6 +233,43 @@ def test_cancel_all(world: Any, client: Any, server: FakeOpenAI) -> None:
     assert client.runs.list() == []
 
 
+class Child:
+    """As much of a child's cancellation as its parent's looks at."""
+
+    def __init__(self) -> None:
+        self.looks, self.over, self.done = 0, False, self
+        self._above: list[Any] = []
+
+    def is_set(self) -> bool:
+        self.looks += 1
+        return self.over
+
+    def __eq__(self, other: object) -> bool:
+        self.looks += 1
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
+
+
+def test_of_thousands_of_children_each_is_looked_at_a_few_times(client: Any) -> None:
+    """For each that came, and for each that had its outcome, all before it were looked at: seconds, for thousands."""
+    run = client.runs.open("many")
+    it = Cancelling(run, run.intent())
+    it._begun = True
+    children: Any = [Child() for _ in range(200)]
+    for child in children:
+        it.add_child(child)
+        it.add_child(child)
+    assert list(it._children) == children
+    for child in children[:-1]:
+        child.over = True
+        it._news()
+    run.end()
+    assert max(child.looks for child in children[:-1]) < 10
+    assert not it.done.is_set()
+
+
 def test_levels(world: Any, client: Any, server: FakeOpenAI) -> None:
     """`wait="sent"` and `wait="accepted"` do not wait for the end."""
     for wait in ("sent", "accepted"):
@@ -280,7 +318,7 @@ def test_reset_replaces_the_pool_while_healthy_calls_finish(world: Any, client: 
     server.rate = 0
     assert world.start(world.create, client, max_tokens=2).result().choices
     assert healthy.result() >= 20
-    until(lambda: not old._connections, "the end of the old pool")
+    until(lambda: not old.connections, "the end of the old pool")
     assert not client._client.is_closed
 
 

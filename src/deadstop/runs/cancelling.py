@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from contextvars import Context
 from dataclasses import replace
@@ -69,7 +69,8 @@ class Cancelling:
     _final: Optional[CancelReceipt] = None
     _timeout_receipt: Optional[CancelReceipt] = None
     _context: Optional[Context] = None  # of whoever asked first, for telemetry
-    _children: Sequence[Cancelling] = ()
+    _children: Collection[Cancelling] = ()  # a dict, once there are any: in order, and quick to say who is in it
+    _over = 0  # how many of them, from the first on, are known to have an outcome: there may be thousands
     done = Later(Completion)  # set when there is an outcome
     chasing = Later(Completion)  # set when the chase of the remote run has begun
     _machines = Later[dict[int, Cancellation]](dict)
@@ -105,12 +106,12 @@ class Cancelling:
     def add_child(self, child: Cancelling) -> None:
         """A child is cancelled as well."""
         if child not in self._children:
-            self.__dict__.setdefault("_children", []).append(child)
+            self.__dict__.setdefault("_children", {})[child] = None
             child._above.append(self)
 
     def interrupt(self, here: Optional[Loop] = None, struck: Sequence[Call] = ()) -> None:
         """Abort the calls, those of children first: every fence is closed by now. `struck`: those that were."""
-        for child in self._children:
+        for child in list(self._children):
             child.interrupt(here)
         calls = list(self.calls.values())
         for call in calls:
@@ -126,7 +127,7 @@ class Cancelling:
 
     def has_remotes(self) -> bool:
         """Whether there are remote runs to be cancelled, here or in a child."""
-        return self.run.remote is not None or any(child.has_remotes() for child in self._children)
+        return self.run.remote is not None or any(child.has_remotes() for child in list(self._children))
 
     def follow(self, policy: Optional[CancelPolicy] = None) -> None:
         """Do the book-keeping of a strike. Once; whoever comes second finds it done or being done.
@@ -159,7 +160,7 @@ class Cancelling:
         self._policy = policy
         if self.run.registry.keeper is not None:
             self.run.registry.keeper.cancelled(self)
-        for child in self._children:
+        for child in list(self._children):
             child.follow(policy)
         for call in list(self.calls.values()):
             self._machines[call.id] = Cancellation.new("in_flight")
@@ -224,7 +225,7 @@ class Cancelling:
 
     def deadline_passed(self) -> None:
         """Time is up: what has not left by now stays unconfirmed, until it does leave."""
-        for child in self._children:
+        for child in list(self._children):
             child.deadline_passed()
         if self._chase is not None:
             self._chase.deadline_passed()
@@ -297,7 +298,7 @@ class Cancelling:
                 call.close_idle()
 
     def _settle(self) -> None:
-        if not self._begun or any(not each.done.is_set() for each in list(self._children)):
+        if not self._begun or not self._children_over():
             return
         if not self.run.cancelled and not self.finished_before:  # its fence is still to be closed
             return
@@ -325,6 +326,16 @@ class Cancelling:
         for above in list(self._above):
             above._news()
 
+    def _children_over(self) -> bool:
+        """Whether all children have an outcome. Asked as each of them gets one, so it goes on from where it came to."""
+        if not self._children:
+            return True
+        children, over = list(self._children), self._over
+        while over < len(children) and children[over].done.is_set():
+            over += 1
+        self._over = over  # by two threads at once: true of either number
+        return over == len(children)
+
     # What is known
 
     @property
@@ -345,7 +356,7 @@ class Cancelling:
         return here or any(child._still_unconfirmed() for child in self._children)
 
     def _receipts(self, level: Optional[Level]) -> tuple[CancelReceipt, ...]:
-        return tuple(child.receipt or child.snapshot(level) for child in self._children)
+        return tuple(child.receipt or child.snapshot(level) for child in list(self._children))
 
     def timed_out(self, call: Call) -> Optional[CancelReceipt]:
         """The receipt of the cancel that did not see `call` leave in time; None if it did."""

@@ -194,7 +194,7 @@ def _first_pending(cancelling: Cancelling) -> Optional[Call]:
     if cancelling._children:
         if cancelling.has_remotes() or stuck(cancelling):
             return None
-        found = found or next(filter(None, (_first_pending(child) for child in cancelling._children)), None)
+        found = found or next(filter(None, (_first_pending(child) for child in list(cancelling._children))), None)
     return found
 
 
@@ -229,7 +229,7 @@ def stuck(cancelling: Cancelling) -> bool:
             continue
         if call is here or (not call.in_task and call.thread == thread and call.is_inside()):
             return True
-    return any(stuck(child) for child in cancelling._children)
+    return any(stuck(child) for child in list(cancelling._children))
 
 
 def answer(cancelling: Cancelling, asked: Terms) -> CancelReceipt:
