@@ -13,6 +13,7 @@ from worlds import CHAT, MESSAGES, until
 
 import deadstop
 from deadstop import RunCancelledError
+from deadstop.calls.queued import lock_of
 from deadstop.testing import FakeOpenAI, faults
 
 
@@ -237,10 +238,10 @@ def test_a_stream_that_is_dropped_elsewhere_is_closed_and_gives_its_slot_back(se
             thread.start()
             thread.join()
         else:
-            with pool._optional_thread_lock:
+            with lock_of(pool):
                 held.clear()
         server.wait_for(lambda requests: requests[-1].state == "disconnected")
-        until(lambda: pool._requests == [] and all(each.is_idle() for each in pool._connections), "the slot")
+        until(lambda: pool._requests == [] and all(each.is_idle() for each in pool.connections), "the slot")
         assert client.runs.list() == []
     finally:
         gc.enable()

@@ -71,7 +71,7 @@ def stop(world: Any, client: Any, pending: Any, name: str = "r") -> Any:
 def no_slot_left(client: Any) -> None:
     pool = client._client._transport._pool
     assert pool._requests == []
-    assert all(connection.is_idle() or connection.is_closed() for connection in pool._connections), pool._connections
+    assert all(connection.is_idle() or connection.is_closed() for connection in pool.connections), pool.connections
 
 
 def test_name_resolution_that_hangs(world: Any, server: FakeOpenAI) -> None:

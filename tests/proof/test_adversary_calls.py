@@ -189,7 +189,7 @@ def test_a_keyboard_interrupt_between_the_transport_and_the_sdk(server: FakeOpen
     assert client.runs.list() == []
     pool = client._client._transport._pool
     assert pool._requests == []
-    assert all(one.is_idle() or one.is_closed() for one in pool._connections)
+    assert all(one.is_idle() or one.is_closed() for one in pool.connections)
     server.wait_for(lambda requests: requests[-1].disconnect_seen_at is not None)
     client.close()
 

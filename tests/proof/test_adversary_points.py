@@ -36,7 +36,7 @@ def server() -> Iterator[FakeOpenAI]:
 
 def nothing_left(client: Any) -> bool:
     pool = client._client._transport._pool
-    idle = all(each.is_idle() or each.is_closed() for each in pool._connections)
+    idle = all(each.is_idle() or each.is_closed() for each in pool.connections)
     return client.runs.list() == [] and pool._requests == [] and idle
 
 
@@ -284,7 +284,7 @@ def test_at_every_suspension_of_a_tasks_call(server: FakeOpenAI, shape: str, how
         deadline = time.monotonic() + 5
         while not (nothing_left(client) and len(asyncio.all_tasks()) == 1):
             pool = client._client._transport._pool
-            left = (client.runs.list(), pool._requests, pool._connections, asyncio.all_tasks())
+            left = (client.runs.list(), pool._requests, pool.connections, asyncio.all_tasks())
             assert time.monotonic() < deadline, f"step {at}: {left}"
             await asyncio.sleep(0)
         return steps.count

@@ -70,7 +70,7 @@ def test_many_cancels_leave_nothing(world: Any, server: FakeOpenAI) -> None:
     assert client.runs.list() == []
     pool = client._client._transport._pool
     assert pool._requests == []
-    until(lambda: all(one.is_idle() or one.is_closed() for one in pool._connections), "the connections")
+    until(lambda: all(one.is_idle() or one.is_closed() for one in pool.connections), "the connections")
     world.close(client)
     server.wait_for(lambda _: server.open_connections == 0)
     gc.collect()

@@ -32,7 +32,10 @@ from deadstop.calls.pool import (
     retire,
     transports_of,
 )
+from deadstop.calls.pool_old import is_old
+from deadstop.calls.queued import lock_of
 from deadstop.calls.streamed import exchange_concurrent
+from deadstop.calls.turns import TaskLock
 from deadstop.core.model import Interrupted, Phase
 
 __all__ = ["close_ended", "close_pools", "hook_client", "interruptible", "reset_client"]
@@ -108,7 +111,7 @@ async def reset_client(http_client: Any) -> int:
     for transport in transports_of(http_client):
         for pool in renew(transport):
             count += 1
-            for connection in retire(pool):
+            for connection in await _retire(pool):
                 await connection.aclose()
     return count
 
@@ -120,6 +123,13 @@ async def close_ended(http_client: Any) -> None:
             for connection in drop_ended(pool):
                 with contextlib.suppress(Exception):  # it is over, whatever its end says
                     await connection.aclose()
+
+
+async def _retire(pool: Any) -> list[Any]:
+    if not is_old(pool):
+        return retire(pool)
+    async with lock_of(pool):  # who is just closing a connection of it strikes it off by its place in the list
+        return retire(pool)
 
 
 async def close_pools(http_client: Any) -> None:
@@ -157,6 +167,9 @@ def hook_backend(pool: Any) -> None:
         pool._network_backend = Backend(pool._network_backend)
         hook_pool(pool)
         multiplexed.hook_pool(pool)
+        if is_old(pool):
+            # anyio's, of which it is made, is never had again once those who waited for it were cancelled together.
+            pool._pool_lock = TaskLock()
 
 
 def _interruptible(cls: Any) -> type:

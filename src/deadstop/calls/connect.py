@@ -25,7 +25,7 @@ from deadstop.calls.call import Call, Interruption
 from deadstop.calls.timers import LONGEST
 from deadstop.core.model import Interrupted, Phase
 
-__all__ = ["connect_tcp", "core", "start_tls", "stream_of", "wait"]
+__all__ = ["connect_tcp", "core", "given", "start_tls", "stream_of", "wait"]
 
 _Address = tuple[Any, Any, int, str, Any]
 
@@ -37,7 +37,16 @@ def core(name: str) -> Any:
 
 def stream_of(core: Any, sock: socket.socket) -> Any:
     """The package's own stream over a connected socket."""
-    return importlib.import_module(f"{core.__name__}._backends.sync").SyncStream(sock)
+    try:
+        module = importlib.import_module(f"{core.__name__}._backends.sync")
+    except ModuleNotFoundError:  # httpcore before 0.17.3
+        module = importlib.import_module(f"{core.__name__}.backends.sync")
+    return module.SyncStream(sock)
+
+
+def given(socket_options: Optional[Iterable[Any]]) -> tuple[Any, ...]:
+    """The last argument of a backend's `connect_tcp`, which httpcore before 0.17.2 does not know, and never gives."""
+    return () if socket_options is None else (socket_options,)
 
 
 @contextlib.contextmanager

@@ -132,7 +132,7 @@ class Backend:
     ) -> _Stream:
         call = active_call()
         if call is None or not self._own_connect:
-            inner = self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
+            inner = self._inner.connect_tcp(host, port, timeout, local_address, *connect.given(socket_options))
         else:
             call.check()
             sock = connect.connect_tcp(call, self._core, host, port, timeout, local_address, socket_options)
@@ -145,7 +145,8 @@ class Backend:
         call = active_call()
         if call is not None:
             call.check()
-        return _Stream(self._inner.connect_unix_socket(path, timeout, socket_options), self._core)
+        inner = self._inner.connect_unix_socket(path, timeout, *connect.given(socket_options))
+        return _Stream(inner, self._core)
 
     def sleep(self, seconds: float) -> None:
         call = active_call()

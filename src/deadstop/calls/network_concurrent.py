@@ -15,6 +15,7 @@ from typing import Any, Optional
 import anyio
 
 from deadstop.calls.call import Call, Interruption, active_call, current_call
+from deadstop.calls.connect import given
 from deadstop.calls.shared import Outbox
 from deadstop.calls.sockets import Owned
 from deadstop.core.model import Phase
@@ -135,7 +136,7 @@ class Backend:
             if in_time:  # else the name is what it hangs at, to the end
                 call.phase = Phase.CONNECTING
         try:
-            inner = await self._inner.connect_tcp(host, port, timeout, local_address, socket_options)
+            inner = await self._inner.connect_tcp(host, port, timeout, local_address, *given(socket_options))
         except BaseException as error:
             await _close_connected(error)
             raise
@@ -146,7 +147,7 @@ class Backend:
     async def connect_unix_socket(
         self, path: str, timeout: Optional[float] = None, socket_options: Optional[Iterable[Any]] = None
     ) -> _Stream:
-        return _Stream(await self._inner.connect_unix_socket(path, timeout, socket_options))
+        return _Stream(await self._inner.connect_unix_socket(path, timeout, *given(socket_options)))
 
     async def sleep(self, seconds: float) -> None:
         await self._inner.sleep(seconds)

@@ -18,7 +18,9 @@ import copy
 from functools import partial
 from typing import Any, Callable, Optional
 
+from deadstop.calls import pool_old
 from deadstop.calls.call import Call, Interruption, active_call, current_call
+from deadstop.calls.queued import CALL, connections_of, lock_of, lost_in, never_opened, requests_of, set_connections
 from deadstop.core.model import Interrupted, Phase
 
 __all__ = [
@@ -38,8 +40,6 @@ __all__ = [
     "wake_waiter",
 ]
 
-CALL = "deadstop.call"
-"""The request extension that names a request's call."""
 
 _recasts: dict[tuple[type, Callable[[Any], type]], type] = {}
 
@@ -103,11 +103,8 @@ def _of_tasks(cls: Any) -> type:
     return Pool
 
 
-def _interruptible(cls: Any) -> type:
-    """A pool in which threads that wait for a connection can be woken.
-
-    A cancel that comes between queueing and waiting is seen, too.
-    """
+def _of_threads(cls: Any) -> type:
+    """A pool in which threads that wait for a connection can be woken."""
 
     class Pool(cls):  # type: ignore[misc]
         def handle_request(self, request: Any) -> Any:
@@ -116,6 +113,13 @@ def _interruptible(cls: Any) -> type:
                 call.waker = partial(_wake, self, call)
             return super().handle_request(request)
 
+    return Pool
+
+
+def _interruptible(cls: Any) -> type:
+    """A pool in which a cancel that comes between queueing and waiting for a connection is seen. For threads."""
+
+    class Pool(cls):  # type: ignore[misc]
         def _assign_requests_to_connections(self) -> Any:
             # Every request passes here after it was queued and before it waits. The canceller sets `cancelled` and
             # then looks through the queue, so a request that it did not find there sees the flag here.
@@ -135,8 +139,12 @@ def hook_pool(pool: Any) -> None:
     """Prepare a connection pool so that it is known what waits there; for threads, so that it can be interrupted."""
     if hasattr(pool, "handle_async_request"):
         recast(pool, _of_tasks)
-    elif hasattr(pool, "_assign_requests_to_connections") and hasattr(pool, "_requests"):
+        return
+    if hasattr(pool, "_assign_requests_to_connections") and hasattr(pool, "_requests"):
         recast(pool, _interruptible)
+    elif pool_old.is_old(pool):
+        recast(pool, pool_old.interruptible)
+    recast(pool, _of_threads)
 
 
 def transports_of(http_client: Any) -> list[Any]:
@@ -178,16 +186,6 @@ def is_transport(thing: Any) -> bool:
     return hasattr(thing, "handle_request") or hasattr(thing, "handle_async_request")
 
 
-def requests_of(pool: Any, call: Call) -> list[Any]:
-    """The entries of the pool's queue that belong to `call`. A copy: safe without the pool's lock."""
-    found = []
-    for entry in list(getattr(pool, "_requests", ())):
-        request = getattr(entry, "request", None)
-        if request is not None and request.extensions.get(CALL) is call:
-            found.append(entry)
-    return found
-
-
 def _wake(pool: Any, call: Call) -> None:
     if call.phase is Phase.WAITING_FOR_POOL:
         if call.interrupted is Interrupted.NOTHING:
@@ -202,7 +200,7 @@ def wake_waiter(pool: Any, call: Call) -> None:
     interruption. Never blocks.
     """
     for entry in requests_of(pool, call):
-        if entry.is_queued():
+        if entry.connection is None:
             acquired = getattr(entry, "_connection_acquired", None)
             if acquired is not None:
                 acquired.set()
@@ -214,64 +212,26 @@ def reclaim(pool: Any, call: Call) -> Optional[Callable[[], Any]]:
     Returns what remains to be closed as a function, or None. Call it on the pool's own thread or loop, after the
     call has left the transport.
     """
+    if pool_old.is_old(pool):
+        return pool_old.reclaiming(pool, call)
     lock = getattr(pool, "_optional_thread_lock", None)
-    connections = getattr(pool, "_connections", None)
-    if lock is None or not isinstance(connections, list):
+    if lock is None or connections_of(pool) is None:
         return None
     with lock:
         entries = requests_of(pool, call)
         for entry in entries:
             pool._requests.remove(entry)
-        wanted = {id(entry.connection) for entry in pool._requests}
-        lost = [
-            connection
-            for connection in pool._connections
-            if id(connection) not in wanted
-            and (
-                _never_opened(connection)
-                or _never_used(connection)
-                or _orphaned(connection)
-                or _held_by(connection, entries)
-            )
-        ]
+        lost = lost_in(pool, entries)
         if not lost and not entries:
             return None
         pool._connections = [each for each in pool._connections if not any(each is one for one in lost)]
-        closing = [*(each for each in lost if not _never_opened(each)), *pool._assign_requests_to_connections()]
+        closing = [*(each for each in lost if not never_opened(each)), *pool._assign_requests_to_connections()]
     return (lambda: pool._close_connections(closing)) if closing else None
-
-
-def _never_opened(connection: Any) -> bool:
-    if not hasattr(connection, "_connect_failed"):  # a connection through a proxy holds the real one
-        connection = getattr(connection, "_connection", None)
-    if not hasattr(connection, "_connect_failed"):
-        return False
-    return connection._connection is None and not connection._connect_failed
-
-
-def _never_used(connection: Any) -> bool:
-    """Whether it was connected for a call that was cancelled before it wrote: nobody would ever take it."""
-    inner = getattr(connection, "_connection", None)
-    name = getattr(getattr(inner, "_state", None), "name", "")
-    return name == "NEW" and getattr(inner, "_request_count", None) == 0
-
-
-def _orphaned(connection: Any) -> bool:
-    """Whether it is busy with a request that the pool has forgotten: a second cancel during a clean-up."""
-    inner = getattr(connection, "_connection", None)
-    inner = getattr(inner, "_connection", inner)  # through a forwarding proxy
-    busy = getattr(getattr(inner, "_state", None), "name", "") == "ACTIVE"
-    return busy and getattr(inner, "_h2_state", None) is None
-
-
-def _held_by(connection: Any, entries: list[Any]) -> bool:
-    multiplexed = getattr(getattr(connection, "_connection", None), "_h2_state", None) is not None
-    return not multiplexed and any(entry.connection is connection for entry in entries)
 
 
 def lock_is_free(pool: Any, timeout: float = 0.0) -> bool:
     """Whether the pool's lock could be had. False where this very thread may hold it (httpcore 1.0: not reentrant)."""
-    lock = getattr(getattr(pool, "_optional_thread_lock", None), "_lock", None)
+    lock = getattr(lock_of(pool), "_lock", None)
     if lock is None:
         return True
     taken = lock.acquire(timeout=timeout) if timeout else lock.acquire(blocking=False)
@@ -286,11 +246,11 @@ def renew(transport: Any) -> list[Any]:
     for holder in _holders(transport):
         pool = holder._pool
         fresh = copy.copy(pool)
-        fresh._connections = []
+        set_connections(fresh, [])
         fresh._requests = []
-        lock = getattr(pool, "_optional_thread_lock", None)
-        if lock is not None:
-            fresh._optional_thread_lock = type(lock)()
+        for name in ("_optional_thread_lock", "_pool_lock"):
+            if hasattr(pool, name):
+                setattr(fresh, name, type(getattr(pool, name))())
         holder._pool = fresh
         old.append(pool)
     return old
@@ -305,13 +265,13 @@ def retire(pool: Any) -> list[Any]:
     pool._max_keepalive_connections = 0
     for entry in list(pool._requests):
         call = entry.request.extensions.get(CALL)
-        if isinstance(call, Call) and entry.is_queued():
+        if isinstance(call, Call) and entry.connection is None:
             call.requeue = True
             wake_waiter(pool, call)
-    lock = getattr(pool, "_optional_thread_lock", None) or contextlib.nullcontext()
-    with lock:
-        idle = [connection for connection in pool._connections if connection.is_idle()]
-        pool._connections = [each for each in pool._connections if not any(each is one for one in idle)]
+    lock = lock_of(pool)
+    with lock if hasattr(lock, "__enter__") else contextlib.nullcontext():  # a task's: who calls this holds it
+        idle = [connection for connection in connections_of(pool) or () if connection.is_idle()]
+        set_connections(pool, [each for each in connections_of(pool) or () if not any(each is one for one in idle)])
     return idle
 
 
