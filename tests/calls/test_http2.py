@@ -57,6 +57,20 @@ def test_waiting_for_headers(world: Any, server: H2Server, client: Any, first: s
     untouched(world, client, server, pending["neighbour"])
 
 
+def test_on_the_pool_that_a_reset_has_made(world: Any, server: H2Server, client: Any) -> None:
+    """Its connections are prepared as those of the first one: the call's stream is reset, and its neighbour goes on."""
+    settled(world, client)
+    assert world.run(client.runs.reset)
+    neighbour = world.start(world.consume, client, "neighbour", model="endless")
+    victim = world.start(world.create, client, "victim", scope={"streamed_inside": False}, model="silent")
+    server.wait_for(lambda _: server.of("silent") and any(each.tokens for each in server.of("endless")))
+    reached(client, "victim", "waiting_for_headers")
+    stop(world, client, victim)
+    was_reset(server, "silent")
+    server.finish()
+    assert neighbour.result() == server.of("endless")[0].tokens + 1
+
+
 def test_nobody_gets_anything(world: Any, server: H2Server, client: Any) -> None:
     """Where no data comes at all, each of three waiting calls is freed at once, the reading one and the others."""
     settled(world, client)

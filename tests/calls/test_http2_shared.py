@@ -325,3 +325,5 @@ def test_a_response_that_is_being_started(world: Any, tls: bool) -> None:
         server.wait_for(lambda streams: [each for each in streams if each.path.endswith("/responses/resp_h2/cancel")])
         for name, each in zip(("a", "b"), others):
             stop(world, client, each, name)
+        # To close the channel's connection under an answer would be a reset to the server.
+        assert world.run(client.runs.wait, "victim", timeout=10) is not None

@@ -246,6 +246,7 @@ def renew(transport: Any) -> list[Any]:
     for holder in _holders(transport):
         pool = holder._pool
         fresh = copy.copy(pool)
+        fresh.__class__ = type(pool)  # a copy is of the original class, and nobody would prepare it again
         set_connections(fresh, [])
         fresh._requests = []
         for name in ("_optional_thread_lock", "_pool_lock"):
