@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from remote_runs import begin
+from remote_runs import begin, http_client, http_package
 from worlds import until
 
 from deadstop import Backoff, CancelPolicy, RunCancellationTimeoutError
@@ -72,6 +73,32 @@ def test_on_timeout_return(world: Any) -> None:
     assert not receipt.ok
     release.set()
     pending.failure()
+
+
+def test_a_clock_that_stands_still_does_not_unbind_the_wait(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in people's tests: `freezegun` stops `time.monotonic`, and the cancel is bounded all the same (I1)."""
+    if world.is_async:
+        pytest.skip("a loop whose clock stands still waits for ever")
+    entered, release = threading.Event(), threading.Event()
+
+    def handler(request: Any) -> Any:
+        entered.set()
+        release.wait(20)
+        return http_package(world).Response(500)
+
+    transport = http_package(world).MockTransport(handler)
+    client = world.client("http://fake.test/v1", max_retries=0, http_client=http_client(world, transport=transport))
+    pending = world.start(world.create, client, "r")
+    assert entered.wait(10)
+    now = time.monotonic()
+    for module in ("deadstop.runs.waiting", "deadstop.runs.blocking", "deadstop.runs.run"):
+        monkeypatch.setattr(f"{module}.time", SimpleNamespace(monotonic=lambda: now))
+    policy = CancelPolicy(timeout=0.3, grace=0.1, on_timeout="return")
+    cancel = world.start(client.runs.cancel, "r", policy=policy)
+    assert cancel.result().outcome == "unconfirmed"
+    release.set()
+    pending.failure()
+    world.close(client)
 
 
 @pytest.mark.parametrize("give_up", [0.0, 600.0], ids=["given up", "in the background"])

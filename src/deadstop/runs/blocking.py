@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -36,7 +37,7 @@ from deadstop.runs.waiting import (
     away_answer,
     first_wait,
     goals,
-    next_wait,
+    next_moment,
     overdue,
     somebody_elses,
     stuck,
@@ -298,10 +299,15 @@ def cancel(run: BaseRun, asked: Wish, facts: Facts) -> CancelReceipt:
 
 
 def _wait(cancelling: Cancelling, asked: Terms, wanted: Wanted) -> CancelReceipt:
+    waited = -math.inf  # until when, though the clock may stand still: people's tests stop it
     for goal in goals(cancelling, asked, wanted):
         while not goal.is_set() and not stuck(cancelling):
-            left = next_wait(cancelling, asked)
-            if not goal.wait(left) and overdue(cancelling, asked):
+            now = max(time.monotonic(), waited)
+            until = next_moment(asked, now)
+            if goal.wait(until - now):
+                break
+            waited = max(until, now)
+            if overdue(cancelling, asked, waited):
                 if asked.on_timeout != "detach":
                     goal.wait(SETTLING)
                 break

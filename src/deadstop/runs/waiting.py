@@ -40,7 +40,7 @@ __all__ = [
     "first_wait",
     "goals",
     "intent",
-    "next_wait",
+    "next_moment",
     "overdue",
     "reached",
     "somebody_elses",
@@ -198,16 +198,13 @@ def _first_pending(cancelling: Cancelling) -> Optional[Call]:
     return found
 
 
-def next_wait(cancelling: Cancelling, asked: Terms) -> float:
-    """How long (seconds) to wait before there is something to do."""
-    now = time.monotonic()
-    until = asked.deadline if now >= asked.grace else asked.grace
-    return max(until - now, 0.0)
+def next_moment(asked: Terms, now: float) -> float:
+    """When there is something to do, should nothing come before."""
+    return asked.deadline if now >= asked.grace else asked.grace
 
 
-def overdue(cancelling: Cancelling, asked: Terms) -> bool:
+def overdue(cancelling: Cancelling, asked: Terms, now: float) -> bool:
     """A wait was in vain: interrupt again when the grace is spent, give up at the deadline. Whether it is over."""
-    now = time.monotonic()
     if now >= asked.deadline:
         cancelling.deadline_passed()
     elif now >= asked.grace:
