@@ -134,6 +134,8 @@ def test_a_public_name_resolves_and_says_what_it_is(name: str) -> None:
 
 def test_an_error_that_the_docs_name_is_imported_from_the_top() -> None:
     """Who is told by the docs which error is raised can write `from deadstop import` and that name."""
+    if not (ROOT / "docs").is_dir():
+        pytest.skip("not a checkout")
     docs = " ".join(path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")))
     named = {name for name in deadstop.errors.__all__ if re.search(rf"`{name}`", docs)}
     assert {"CancelRefusedError", "LedgerUnavailable"} <= named <= set(deadstop.__all__)
