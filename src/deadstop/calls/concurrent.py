@@ -111,7 +111,7 @@ async def reset_client(http_client: Any) -> int:
     for transport in transports_of(http_client):
         for pool in renew(transport):
             count += 1
-            for connection in await _retire(pool):
+            for connection in await _take_out(pool, retire):
                 await connection.aclose()
     return count
 
@@ -120,16 +120,16 @@ async def close_ended(http_client: Any) -> None:
     """Close the unused connections that the peer has ended and the pools would still give to a request."""
     for transport in transports_of(http_client):
         for pool in pools_of(transport):
-            for connection in drop_ended(pool):
+            for connection in await _take_out(pool, drop_ended):
                 with contextlib.suppress(Exception):  # it is over, whatever its end says
                     await connection.aclose()
 
 
-async def _retire(pool: Any) -> list[Any]:
+async def _take_out(pool: Any, take: Callable[[Any], list[Any]]) -> list[Any]:
     if not is_old(pool):
-        return retire(pool)
+        return take(pool)
     async with lock_of(pool):  # who is just closing a connection of it strikes it off by its place in the list
-        return retire(pool)
+        return take(pool)
 
 
 async def close_pools(http_client: Any) -> None:

@@ -282,12 +282,13 @@ def drop_ended(pool: Any) -> list[Any]:
     That is nearly always its farewell. Of HTTP/1.1 the pool asks the same before it gives a connection to a request;
     with HTTP/2 it does not, and the request fails on a connection that was closed long before.
     """
-    lock = getattr(pool, "_optional_thread_lock", None) or contextlib.nullcontext()
-    with lock:
+    lock = lock_of(pool)
+    with lock if hasattr(lock, "__enter__") else contextlib.nullcontext():  # as in `retire`
         given = {id(getattr(entry, "connection", None)) for entry in getattr(pool, "_requests", ())}
-        ended = [each for each in getattr(pool, "_connections", ()) if id(each) not in given and _has_word(each)]
+        there = connections_of(pool) or ()
+        ended = [each for each in there if id(each) not in given and _has_word(each)]
         if ended:
-            pool._connections = [each for each in pool._connections if not any(each is one for one in ended)]
+            set_connections(pool, [each for each in there if not any(each is one for one in ended)])
     return ended
 
 
