@@ -270,6 +270,19 @@ def test_of_thousands_of_children_each_is_looked_at_a_few_times(client: Any) -> 
     assert not it.done.is_set()
 
 
+def test_a_child_that_comes_while_all_are_looked_at(client: Any) -> None:
+    """Who cancels a scope again, in another thread, may find a new child: whoever is at the outcome goes on."""
+    run = client.runs.open("many")
+    it = Cancelling(run, run.intent())
+    children: Any = [Child() for _ in range(3)]
+    for child in children[:2]:
+        child._still_unconfirmed = lambda: it.add_child(children[2])
+        it.add_child(child)
+    assert not it._still_unconfirmed()
+    assert list(it._children) == children
+    run.end()
+
+
 def test_levels(world: Any, client: Any, server: FakeOpenAI) -> None:
     """`wait="sent"` and `wait="accepted"` do not wait for the end."""
     for wait in ("sent", "accepted"):

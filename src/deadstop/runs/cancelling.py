@@ -353,7 +353,7 @@ class Cancelling:
     def _still_unconfirmed(self) -> bool:
         mine = [*self._machines.values(), *([self._chase.machine] if self._chase is not None else [])]
         here = any(machine.outcome is Outcome.UNCONFIRMED for machine in mine)
-        return here or any(child._still_unconfirmed() for child in self._children)
+        return here or any(child._still_unconfirmed() for child in list(self._children))
 
     def _receipts(self, level: Optional[Level]) -> tuple[CancelReceipt, ...]:
         return tuple(child.receipt or child.snapshot(level) for child in list(self._children))
