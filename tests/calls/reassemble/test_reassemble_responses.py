@@ -160,6 +160,20 @@ def test_each_item_gets_what_was_told_of_it() -> None:
     assert output[2]["content"] == [{"type": "refusal", "refusal": "No."}]
 
 
+@pytest.mark.parametrize("bare", [True, False], ids=["bare item", "no item"])
+def test_a_call_that_is_whole_does_not_take_the_text_before_it_away(bare: bool) -> None:
+    """A gateway may lose a message's words, and have the arguments of the call that comes after it."""
+    call = {**FUNCTION, "arguments": "{}"}
+    events = [
+        *DELTAS,
+        *([said("output_item.done", item=MESSAGE)] if bare else []),
+        said("function_call_arguments.delta", item_id="fc_1", output_index=1, delta="{}"),
+        said("output_item.done", item_id="fc_1", output_index=1, item=call),
+        event("response.completed", b',"response":{"output":[]}'),
+    ]
+    assert json.loads(ended(*events).body)["output"] == [{**MESSAGE, "content": [part("Hello")]}, call]
+
+
 @pytest.mark.parametrize("response", [b'{"output":[],"status":"completed"}', b'{"output":[{"type":"message"}]}', b"{}"])
 def test_an_output_without_a_word_stays_so_where_none_was_told(response: bytes) -> None:
     """And what looks like a piece but is none does no harm."""

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from deadstop.calls.reassemble.sse import Event
 
-__all__ = ["is_piece", "is_whole", "restored"]
+__all__ = ["is_piece", "is_whole", "restored", "without"]
 
 _PIECE = re.compile(
     rb"\bresponse\.(?:output_item\.added|(?:output_text|refusal|function_call_arguments)\.(?:delta|done))\b"
@@ -24,14 +24,16 @@ def is_piece(event: bytes) -> bool:
     return _PIECE.search(event) is not None
 
 
-def restored(items: dict[int, str], events: list[Event]) -> dict[int, str]:
+def restored(items: dict[int, str], events: list[Event], listed: bool) -> dict[int, str]:
     """Those items of a response, as texts by their index, that lack something which the `events` have told.
+
+    `listed`: the server has said itself which items there are.
 
     Gateways that make such a stream of a chat's (agentgateway, LiteLLM) send the text in deltas, and then a message
     without a word, or none. What an item has is not touched.
     """
     known = {index: json.loads(text) for index, text in items.items()}
-    if known and not any(_lacks(item) for item in known.values()):
+    if listed and not any(_lacks(item) for item in known.values()):
         return {}
     told: dict[str, _Told] = {}
     for name, data in events:
@@ -58,6 +60,15 @@ def restored(items: dict[int, str], events: list[Event]) -> dict[int, str]:
 def is_whole(item: Any) -> bool:
     """Whether an item of a kind that is told in pieces has all of it."""
     return isinstance(item, dict) and item.get("type") in ("message", "function_call") and not _lacks(item)
+
+
+def without(item: Any, events: list[Event]) -> list[Event]:
+    """The events but for those of an item that has all of it. One without an id may be of any of them."""
+    mine = item.get("id")
+    if not isinstance(mine, str) or not mine:
+        return []
+    named = json.dumps(mine).encode()
+    return [each for each in events if named not in each[1]]
 
 
 def _lacks(item: Any) -> bool:

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated, error_in
 from deadstop.calls.reassemble.jsontext import Member, members, object_of
-from deadstop.calls.reassemble.pieces import is_piece, is_whole, restored
+from deadstop.calls.reassemble.pieces import is_piece, is_whole, restored, without
 from deadstop.calls.reassemble.sse import Event
 
 _TERMINAL = frozenset({"response.completed", "response.incomplete", "response.failed", "response.cancelled"})
@@ -65,8 +65,8 @@ class ResponseAssembler(Assembler):
             if item is not None:
                 index = event.get("output_index")
                 self._items[index if isinstance(index, int) else len(self._items)] = item
-                if is_whole(event["item"]):  # and so, on this server, are the others: its deltas are of no use
-                    self._pieces.clear()
+                if is_whole(event["item"]):  # what its pieces told is of no use any more
+                    self._pieces = without(event["item"], self._pieces)
             return False
         # An event of the response may speak of an error that does not end it; one without such a type does.
         if is_piece(str(kind).encode()):
@@ -86,7 +86,7 @@ class ResponseAssembler(Assembler):
         items = self._items
         if output:
             items = {index: json.dumps(item) for index, item in enumerate(output)} if isinstance(output, list) else {}
-        more = restored(items, self._pieces) if self._gives_output and self._pieces else {}
+        more = restored(items, self._pieces, bool(output)) if self._gives_output and self._pieces else {}
         text = self._response
         if more or (items and not output):
             items = {**items, **more}
