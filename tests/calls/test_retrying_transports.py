@@ -1,4 +1,4 @@
-"""A transport of the user's own that sends a request again by itself: neither the SDK nor the exchange begins anew."""
+"""A transport of the user's own that sends more than the one request: again, or another one besides."""
 
 from __future__ import annotations
 
@@ -116,3 +116,83 @@ def test_a_request_is_not_sent_again_after_the_cancel(
     assert isinstance(busy.failure(), deadstop.RunCancelledError)
     assert world.run(client.runs.wait, "busy", 10).outcome == "cancelled"
     assert asked_for(server, "busy") == 1
+
+
+def asking_besides(world: Any, server: FakeOpenAI) -> Any:
+    """A transport that asks its server for something else, by another transport, before it gives an answer."""
+    http = http_package(world)
+
+    def other() -> Any:
+        return http.Request("GET", f"{server.base_url}/models")
+
+    class Asking(http.BaseTransport):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.first, self.second = http.HTTPTransport(), http.HTTPTransport()
+
+        def handle_request(self, request: Any) -> Any:
+            response = self.first.handle_request(request)
+            besides = self.second.handle_request(other())
+            besides.read()
+            besides.close()
+            return response
+
+        def close(self) -> None:
+            self.first.close()
+            self.second.close()
+
+    class AsyncAsking(http.AsyncBaseTransport):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            self.first, self.second = http.AsyncHTTPTransport(), http.AsyncHTTPTransport()
+
+        async def handle_async_request(self, request: Any) -> Any:
+            response = await self.first.handle_async_request(request)
+            besides = await self.second.handle_async_request(other())
+            await besides.aread()
+            await besides.aclose()
+            return response
+
+        async def aclose(self) -> None:
+            await self.first.aclose()
+            await self.second.aclose()
+
+    return AsyncAsking() if world.is_async else Asking()
+
+
+@pytest.fixture
+def asking(world: Any, server: FakeOpenAI) -> Iterator[Any]:
+    http = http_package(world)
+    transport = asking_besides(world, server)
+    own = (http.AsyncClient if world.is_async else http.Client)(transport=transport)
+    one = world.client(server.base_url, max_retries=0, http_client=own, timeout=60)
+    one.transport = transport
+    yield one
+    world.close(one)
+
+
+@pytest.mark.parametrize("how", ["stream", "inside", "plain"])
+def test_an_answer_that_came_before_another_one_is_interrupted(
+    world: Any, asking: Any, server: FakeOpenAI, how: str
+) -> None:
+    """It is on the connection that it came on, and not on the one that the call used last."""
+    server.add(faults.HalfChunk() if how == "plain" else faults.StallAfter(2), model="stalls")
+    seen: list[Any] = []
+    if how == "stream":
+        pending = world.start(world.consume, asking, "r", seen.append, model="stalls")
+        until(lambda: len(seen) == 3, "what comes before it stalls")
+    else:
+        pending = world.start(world.create, asking, "r", {"streamed_inside": how == "inside"}, model="stalls")
+        until(lambda: phases(asking, "r") == ["reading"], "its answer")
+    receipt = world.run(asking.runs.cancel, "r", timeout=10)
+    assert (receipt.outcome, receipt.calls[0].interrupted) == ("cancelled", "socket")
+    assert isinstance(pending.failure(), deadstop.RunCancelledError)
+    server.wait_for(lambda requests: requests[0].state == "disconnected")
+
+
+def test_a_cancel_in_the_second_request_closes_the_first_one_too(world: Any, asking: Any, server: FakeOpenAI) -> None:
+    """Its answer has begun, and nobody will ever get it: its connection is not busy for good."""
+    server.add(faults.LostHeaders(), path="/v1/models")
+    pending = world.start(world.consume, asking, "r")
+    server.wait_for(lambda requests: len(requests) == 2 and requests[1].received_at is not None)
+    world.run(asking.runs.cancel, "r", timeout=10)
+    assert isinstance(pending.failure(), deadstop.RunCancelledError)
+    assert [each._pool.connections for each in (asking.transport.first, asking.transport.second)] == [[], []]

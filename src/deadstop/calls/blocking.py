@@ -29,6 +29,7 @@ from deadstop.calls.pool import (
     retire,
     transports_of,
 )
+from deadstop.calls.sockets import follow
 from deadstop.calls.streamed import exchange_blocking
 from deadstop.core.model import Phase
 
@@ -154,6 +155,9 @@ def _send(
                     raise Interruption(call)
                 response = send(request)
             call.waker = None
+            stream = response.extensions.get("network_stream")
+            if stream is not call.socket:
+                follow(call, stream, pools)
             call.headers_read(response.status_code)
             if call.tracker is not None:
                 call.tracker.headers(response)
@@ -164,7 +168,7 @@ def _send(
             stream, call.socket, call.waker = call.socket, None, None
             if stream is not None and not stream.closed:
                 stream.let_go(call)
-            if type(error) is not ReadInterruption:
+            if type(error) is not ReadInterruption or call.reentered:
                 _reclaim(and_new(pools, transport), call)
             if call.cancelled and isinstance(error, Exception):
                 raise Interruption(call) from None

@@ -108,6 +108,7 @@ class Call:
         "phase_at_cancel",
         "read_deadline",
         "reader",
+        "reentered",
         "requeue",
         "run",
         "scope_waker",
@@ -164,6 +165,7 @@ class Call:
         self.read_deadline: Optional[float] = None
         self.home = threading.get_ident()  # the thread that made the call
         self.thread = self.home  # the thread that is (or was last) inside the transport
+        self.reentered = False  # one exchange of it has asked a pool more than once
         self.exchanging = False  # inside a transport of ours: one that it wraps must not begin anew
         self.left = Completion()
         self.left_at: Optional[float] = None
@@ -318,7 +320,7 @@ class Call:
         stream, self.socket = self.socket, None
         if stream is not None:
             stream.let_go(self)  # the connection is the pool's again, for whoever comes
-        self.phase = Phase.WAITING_FOR_POOL
+        self.phase, self.reentered = Phase.WAITING_FOR_POOL, True
         self.status = self.connection = self.read_deadline = None
 
     def sending(self, multiplexed: bool) -> None:

@@ -34,6 +34,7 @@ from deadstop.calls.pool import (
 )
 from deadstop.calls.pool_old import is_old
 from deadstop.calls.queued import lock_of
+from deadstop.calls.sockets import follow
 from deadstop.calls.streamed import exchange_concurrent
 from deadstop.calls.turns import TaskLock
 from deadstop.core.model import Interrupted, Phase
@@ -221,6 +222,9 @@ async def _send(
             if call.cancelled:
                 raise Interruption(call)
             response = await send(request)
+            stream = response.extensions.get("network_stream")
+            if stream is not call.socket:
+                follow(call, stream, pools)
             call.headers_read(response.status_code)
             if call.tracker is not None:
                 call.tracker.headers(response)

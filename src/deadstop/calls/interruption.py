@@ -22,5 +22,6 @@ class Interruption(BaseException):
 class ReadInterruption(Interruption):
     """Raised where a thread reads its answer, from a connection of its own.
 
-    Its pool closes that by itself, and has nothing of the call left in it.
+    Its pool closes that by itself, and has nothing of the call left in it, unless the call was in one before (see
+    `Call.reentered`): an answer to that may still be open.
     """

@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 from deadstop.calls.call import Call
 
-__all__ = ["CALL", "connections_of", "lock_of", "lost_in", "requests_of", "set_connections"]
+__all__ = ["CALL", "connections_of", "lock_of", "lost_in", "requests_of", "set_connections", "uses"]
 
 CALL = "deadstop.call"
 """The request extension that names a request's call."""
@@ -41,6 +41,17 @@ def requests_of(pool: Any, call: Call) -> list[Any]:
         if request is not None and request.extensions.get(CALL) is call:
             found.append(entry)
     return found
+
+
+def uses(pool: Any, call: Call, stream: Any) -> bool:
+    """Whether a request of `call` is under way in the pool on the connection over `stream`."""
+    return any(_stream_of(entry.connection) is stream for entry in requests_of(pool, call))
+
+
+def _stream_of(connection: Any) -> Any:
+    while connection is not None and not hasattr(connection, "_network_stream"):
+        connection = getattr(connection, "_connection", None)
+    return getattr(connection, "_network_stream", None)
 
 
 def lost_in(pool: Any, entries: list[Any]) -> list[Any]:

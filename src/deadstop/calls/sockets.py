@@ -12,9 +12,10 @@ from typing import Any, Optional
 from deadstop.calls.call import Call
 from deadstop.calls.loops import stands_in
 from deadstop.calls.multiplexed import PREFACE
+from deadstop.calls.queued import uses
 from deadstop.core.model import Phase
 
-__all__ = ["Owned", "shut_down"]
+__all__ = ["Owned", "follow", "shut_down"]
 
 BOTH = socket.SHUT_RDWR
 
@@ -173,6 +174,17 @@ class Owned:
         if info != "is_readable":
             return self._inner.get_extra_info(info)
         return self._dead or (self._inner.get_extra_info(info) and self._owner is None)
+
+
+def follow(call: Call, stream: Any, pools: list[Any]) -> None:
+    """The answer of `call` is on `stream`, which is not the last that the call took: its transport asks for more than
+    that, after it or beside it. Now it is the call's, if it is still under way there."""
+    if not isinstance(stream, Owned) or stream._multiplexed or not any(uses(pool, call, stream) for pool in pools):
+        return
+    before = call.socket
+    if before is not None:
+        before.let_go(call)
+    stream.take(call)  # the caller looks at `cancelled` next
 
 
 def shut_down(sock: Any, inode: Optional[int] = None) -> bool:
