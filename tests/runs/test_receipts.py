@@ -181,7 +181,7 @@ def test_detached_it_has_come_as_far_as_it_has(world: Any, client: Any, server: 
 
 def test_what_waits_for_its_id_is_parked(world: Any, client: Any, server: FakeOpenAI) -> None:
     """Nothing was sent for it yet, though somebody who waits for `sent` has nothing to wait for."""
-    server.add(faults.CreateReplySlow(0.5))
+    server.add(faults.CreateReplySlow(2.0))
     function, args, kwargs = create(client)
     pending = world.start(world.call, client, "scope", function, *args, **kwargs)
     server.wait_for_runs(lambda runs: len(runs) == 1)

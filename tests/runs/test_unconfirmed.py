@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from remote_runs import begin, http_client, http_package
-from worlds import until
+from worlds import PATIENCE, Threads, until
 
 from deadstop import Backoff, CancelPolicy, RunCancellationTimeoutError
 from deadstop.testing import FakeOpenAI, faults
@@ -155,6 +155,32 @@ def test_who_has_more_time_than_the_first_goes_on_when_that_ones_is_up(world: An
         assert (receipt.outcome, receipt.reason, receipt.evidence) == ("cancelled", "first", "status")
         assert receipt.elapsed >= 1.0
         assert (server.runs[0].truth, server.runs[0].cancels) == ("cancelled", 1)
+        world.close(client)
+
+
+def test_who_asks_again_waits_until_the_news_are_taken_in() -> None:
+    """The first outcome is still being told, by a thread that has lost its turn, when the second one's request comes
+    back: he is told what that came to, and not the old outcome."""
+    world = Threads()
+    with FakeOpenAI(rate=200, tokens=10_000) as server:
+        client = world.client(server.base_url, max_retries=0)
+        client.runs.policy = CancelPolicy(give_up=0, recheck=0, on_timeout="return")
+        begin(world, client, "chat-42")
+        server.add(faults.Overloaded(503), path="/cancel")
+        telling, gate = threading.Event(), threading.Event()
+        first = world.start(client.runs.cancel, "chat-42", timeout=0.5)
+        until(lambda: client.runs.get("chat-42").cancelling is not None, "the first cancel")
+        cancelling = client.runs.get("chat-42").cancelling
+        until(lambda: cancelling._children, "the remote run's")
+        cancelling.done.notify(lambda: (telling.set(), gate.wait(PATIENCE)))
+        assert telling.wait(PATIENCE)
+        server.clear()
+        second = world.start(client.runs.cancel, "chat-42", timeout=PATIENCE)
+        (chase,) = (child._chase for child in cancelling._children)
+        until(lambda: second.done or any(callable(each) for each in chase._inbox), "the second one's answer")
+        gate.set()
+        assert second.result().outcome == "cancelled"
+        first.wait()
         world.close(client)
 
 

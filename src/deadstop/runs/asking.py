@@ -79,7 +79,15 @@ def _cut_off(cancelling: Cancelling, intent: Intent) -> bool:
 
 
 def _nothing_more(cancelling: Cancelling) -> None:
-    """Nobody here is at work on it any more, so there is nothing to wait for."""
+    """Nobody here is at work on it any more, so there is nothing to wait for: once it knows what they came to."""
+    settled, chase = partial(cancelling.after, partial(_end_wait, cancelling)), cancelling._chase
+    if chase is None:
+        settled()
+    else:
+        chase.after(settled)
+
+
+def _end_wait(cancelling: Cancelling) -> None:
     sure = cancelling._once.get("sure")
     out_there = any(not call.left.is_set() for call in list(cancelling.calls.values()))
     if sure is None or out_there or any(_is_pursued(child) for child in list(cancelling._children)):

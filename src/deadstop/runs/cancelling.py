@@ -76,7 +76,7 @@ class Cancelling:
     _machines = Later[dict[int, Cancellation]](dict)
     _above = Later[list["Cancelling"]](list)  # those that have this one among their children
     _late = Later[list[Intent]](list)
-    _inbox = Later[list[tuple[Optional[int], Optional[Event]]]](list)
+    _inbox = Later[list[Union[tuple[Optional[int], Optional[Event]], Callable[[], None]]]](list)
     _once = Later[dict[str, Any]](dict)  # whose turn it is, and the like: its `setdefault` is atomic
 
     def __init__(self, run: BaseRun, intent: Asked, struck: Sequence[Call] = ()) -> None:
@@ -271,12 +271,21 @@ class Cancelling:
     def _work(self) -> None:
         work_off(self._once, self._inbox, self._work_off)
 
+    def after(self, tell: Callable[[], None]) -> None:
+        """Have `tell()` called when what has come by now is worked off and settled, by whoever is at it."""
+        self._inbox.append(tell)
+        self._work()
+
     def _work_off(self) -> None:
         while self._inbox:
-            number, event = self._inbox[0]
+            first = self._inbox[0]
+            number, event = (None, None) if callable(first) else first
             if number in self._machines and event is not None:
                 self._machines[number], effects = step(self._machines[number], event)
                 self._perform(number, effects)
+            elif callable(first):
+                self._settle()
+                first()
             del self._inbox[0]  # not before: where Ctrl-C breaks this off, whoever comes next finds it there
         self._settle()
 

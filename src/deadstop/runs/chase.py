@@ -10,7 +10,7 @@ import math
 from collections import deque
 from dataclasses import replace
 from functools import partial
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 from deadstop.calls.clock import REAL, Clock
 from deadstop.calls.completion import Completion
@@ -93,7 +93,7 @@ class Chase:
         self.until = math.inf  # when whoever began it gives up; for the reconciler
         self._settled = settled
         self._let_go = let_go
-        self._inbox: deque[Event] = deque()
+        self._inbox: deque[Union[Event, Callable[[], None]]] = deque()
         self._once: dict[str, Any] = {}
         self._step: tuple[Any, ...] = (None,)  # the last event, and what it comes to
         self._bounds: list[Any] = []  # grace and deadline
@@ -166,9 +166,18 @@ class Chase:
         self._inbox.append(event)
         work_off(self._once, self._inbox, self._work_off)
 
+    def after(self, tell: Callable[[], None]) -> None:
+        """Have `tell()` called when what has come by now is worked off, by whoever is at it. Never blocks."""
+        self._inbox.append(tell)
+        work_off(self._once, self._inbox, self._work_off)
+
     def _work_off(self) -> None:
         while self._inbox:
             event = self._inbox[0]
+            if callable(event):
+                event()
+                del self._inbox[0]
+                continue
             if self._step[0] is not event:  # or Ctrl-C came in the midst of it
                 self._step = (event, *step(self.machine, event))
             _, self.machine, effects = self._step
