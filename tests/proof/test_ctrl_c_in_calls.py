@@ -14,19 +14,22 @@ from test_adversary_points import nothing_left
 from worlds import CHAT, until
 
 import deadstop
+from deadstop import Evidence
 from deadstop.testing import FakeOpenAI
 
 NEVER = 1 << 40
 WHERE = {
-    "calls/blocking.py": ("_send", "_body", "__init__"),
+    "calls/blocking.py": ("_send", "_body", "__init__", "_exchange", "__iter__", "_close"),
     "calls/call.py": ("__init__", "headers_read", "begin_exchange", "leave"),
     "calls/entry.py": ("run_blocking", "_give"),
     "calls/fence.py": ("hand_over",),
     "calls/loops.py": ("who_runs",),
     "calls/sockets.py": ("let_go",),
     "calls/streamed.py": ("_pump_blocking", "_to_drain", "_assemble"),
-    "runs/registry.py": ("begin", "open", "retire"),
-    "runs/run.py": ("add", "enter", "leave", "remove"),
+    "calls/tracker.py": ("__init__", "begin", "sending", "headers", "feed", "end"),
+    "runs/births.py": ("expect", "__init__", "learned", "lost"),
+    "runs/registry.py": ("begin", "open", "retire", "christen"),
+    "runs/run.py": ("add", "enter", "join_parent", "leave", "remove", "remote_changed", "end"),
 }
 """The rest of a scope's beginning and end is Python's own: what interrupts `with` itself can't be helped."""
 
@@ -68,7 +71,7 @@ class CtrlC:
 
 
 @pytest.mark.skipif(sys.gettrace() is not None, reason="somebody else is tracing")
-@pytest.mark.parametrize("shape", ["plain", "plain in a scope", "stream in a scope", "raw"])
+@pytest.mark.parametrize("shape", ["plain", "plain in a scope", "stream in a scope", "raw", "job in a scope"])
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
 def test_ctrl_c_at_any_line_of_a_call(server: FakeOpenAI, shape: str) -> None:
     """No run stays live, no connection busy, the scope's name is free, and what is called next is not cancelled."""
@@ -78,7 +81,9 @@ def test_ctrl_c_at_any_line_of_a_call(server: FakeOpenAI, shape: str) -> None:
         with contextlib.ExitStack() as stack:
             if shape.endswith("scope"):
                 stack.enter_context(client.runs.open("r", timeout=100))
-            if shape == "raw":
+            if shape.startswith("job"):
+                client.fine_tuning.jobs.create(model="m", training_file="file-1")
+            elif shape == "raw":
                 client.chat.completions.with_raw_response.create(**CHAT).parse()
             elif shape.startswith("stream"):
                 stream = client.chat.completions.create(**CHAT, stream=True)
@@ -99,6 +104,9 @@ def test_ctrl_c_at_any_line_of_a_call(server: FakeOpenAI, shape: str) -> None:
                 pass
             else:
                 assert not interrupted.line, f"it was swallowed at {interrupted.line}"
+        for run in client.runs.list():  # one that the server has goes on there
+            if run.remote is not None and run.remote.ref is not None and not run.calls:
+                client.runs._registry.observe(run.remote.ref, "succeeded", Evidence.STATUS)
         until(lambda: nothing_left(client), f"the end, after Ctrl-C at {interrupted.line}")
         if at % 10 == 0:
             call()

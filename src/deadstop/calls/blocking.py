@@ -268,12 +268,12 @@ class _Body:
             _reclaim(self._pools, call)
             raise
         finally:
-            if call.handed_over:
-                try:
+            try:
+                if call.handed_over:
                     call.leave()
-                finally:
-                    if call.left_at is None:
-                        call.leave()
+            finally:
+                if call.handed_over and call.left_at is None:
+                    call.leave()
 
     def _hung_up(self) -> bool:
         """Whether another thread is reading: then it is woken, and closes by itself. A plain close leaves it stuck."""

@@ -217,7 +217,11 @@ class Tracker:
         ref, word = found
         if self.passing.creates and self.learned is None:
             self.learned = ref
-            self._listener.learned(ref, word)
+            try:
+                self._listener.learned(ref, word)
+            except BaseException:  # Ctrl-C: nobody else will tell it
+                self._listener.learned(ref, word)
+                raise
         if word is not None:
             if kind.read(word).is_over:
                 self.terminal = True

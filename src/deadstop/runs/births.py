@@ -11,9 +11,10 @@ from deadstop.kinds.base import Ref
 
 if TYPE_CHECKING:
     from deadstop.runs.registry import Registry
+    from deadstop.runs.remote import Remote
     from deadstop.runs.run import BaseRun
 
-__all__ = ["Birth", "Watch", "orphan_of"]
+__all__ = ["Birth", "Watch", "expect", "orphan_of"]
 
 
 class Watch:
@@ -37,12 +38,12 @@ class Birth(Watch):
 
     def __init__(self, registry: Registry, run: BaseRun) -> None:
         super().__init__(registry)
-        self._run = run
+        self._run, self._before = run, run.name
 
     def learned(self, ref: Ref, word: Optional[str]) -> None:
         remote = self._run.remote
         assert remote is not None
-        self._registry.christen(self._run, ref)
+        self._registry.christen(self._run, ref, self._before)
         if remote.tracker.suspects:
             remote.orphan = orphan_of(remote.tracker)
         remote.born(ref)
@@ -51,6 +52,23 @@ class Birth(Watch):
         remote = self._run.remote
         assert remote is not None
         remote.unborn(never_ran, None if never_ran else orphan_of(remote.tracker))
+
+
+def expect(registry: Registry, name: str, remote: Remote, around: Optional[BaseRun]) -> BaseRun:
+    """The run of `remote`, which is about to be started in the scope `around`."""
+    run = registry._run_class(registry, name, parent=around, policy=None, anonymous=True)
+    run.remote = remote
+    remote.listen(run.remote_changed)
+    try:
+        if around is not None:
+            run.streamed_inside = around.streamed_inside
+            run.cancellers = around.cancellers
+            run.join_parent()
+        registry._live[name] = run
+        return run
+    except BaseException:  # Ctrl-C: nobody starts it
+        remote.unborn(True, None)
+        raise
 
 
 def orphan_of(tracker: Tracker) -> Orphan:

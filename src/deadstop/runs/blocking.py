@@ -100,7 +100,11 @@ class Run(BaseRun):
                 if call.handed_over:  # a stream that was left open; what is still under way in another thread goes on
                     cut_off(call)
         finally:
-            self.end()
+            try:
+                self.end()
+            finally:
+                if not self.ended:  # Ctrl-C, before it had begun
+                    self.end()
 
     if not TYPE_CHECKING:  # type checkers refuse it by themselves
 

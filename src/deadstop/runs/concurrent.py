@@ -109,7 +109,11 @@ class AsyncRun(BaseRun):
                     for call in closing:
                         await call.left.wait_async()
         finally:
-            self.end()
+            try:
+                self.end()
+            finally:
+                if not self.ended:  # Ctrl-C, before it had begun
+                    self.end()
 
     if not TYPE_CHECKING:  # type checkers refuse it by themselves
 

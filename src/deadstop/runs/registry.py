@@ -19,7 +19,7 @@ from deadstop.kinds import register as kinds
 from deadstop.kinds.base import Kind, Ref
 from deadstop.kinds.register import Passing
 from deadstop.kinds.servers import ServerProfile
-from deadstop.runs.births import Birth, Watch
+from deadstop.runs.births import Birth, Watch, expect
 from deadstop.runs.cancelling import Cancelling
 from deadstop.runs.checks import (
     already_open,
@@ -162,20 +162,20 @@ class Registry:
         """
         around = current_run.get()
         run = around if around is None or not around.ended else around.nearest()
-        tracker = None
-        if passing is not None and passing.creates and channel is not None:
-            run = self._unborn(passing.kind, channel(), run)
-            tracker = Tracker(passing, Birth(self, run))
-            cast(Remote, run.remote).tracker = tracker
-        elif passing is not None and self._remotes:
-            tracker = Tracker(passing, Watch(self))
-        if run is None:
-            run = self._run_class(self, f"call-{next(_numbers)}", None, None, None, None, False, True)
-        inside = run.streamed_inside and not streamed
-        call = Call(run, method.upper(), path, streamed, inside, self.in_task, self._memory, tracker)
-        if self.in_task:
-            call.loop = self.last = Loop.current(self.last)
+        tracker = call = None
         try:
+            if passing is not None and passing.creates and channel is not None:
+                run = expect(self, f"{passing.kind.name} {next(_numbers)}", self._remote(passing.kind, channel()), run)
+                tracker = Tracker(passing, Birth(self, run))
+                cast(Remote, run.remote).tracker = tracker
+            elif passing is not None and self._remotes:
+                tracker = Tracker(passing, Watch(self))
+            if run is None:
+                run = self._run_class(self, f"call-{next(_numbers)}", None, None, None, None, False, True)
+            inside = run.streamed_inside and not streamed
+            call = Call(run, method.upper(), path, streamed, inside, self.in_task, self._memory, tracker)
+            if self.in_task:
+                call.loop = self.last = Loop.current(self.last)
             while run.anonymous and self._live.setdefault(run.name, run) is not run:  # a name that the user has given
                 run.name = f"call-{next(_numbers)}"
             if _stopping is not None:
@@ -183,7 +183,10 @@ class Registry:
             run.add(call)
             return call
         except BaseException:  # Ctrl-C: nobody runs it
-            call.leave()
+            if call is not None:
+                call.leave()
+            elif run is not None and run.remote is not None:
+                run.remote.unborn(True, None)
             raise
 
     # Remote runs
@@ -191,18 +194,8 @@ class Registry:
     def unborn(self, kind: Kind, channel: Any) -> BaseRun:
         """The run of a remote run that is about to be started here, in the innermost open scope if there is one."""
         around = current_run.get()
-        return self._unborn(kind, channel, None if around is None else around.nearest())
-
-    def _unborn(self, kind: Kind, channel: Any, around: Optional[BaseRun]) -> BaseRun:
-        run = self._run_class(self, f"{kind.name} {next(_numbers)}", parent=around, policy=None, anonymous=True)
-        run.remote = self._remote(kind, channel)
-        run.remote.listen(run.remote_changed)
-        if around is not None:
-            run.streamed_inside = around.streamed_inside
-            run.cancellers = around.cancellers
-            run.join_parent()
-        self._live[run.name] = run
-        return run
+        remote = self._remote(kind, channel)
+        return expect(self, f"{kind.name} {next(_numbers)}", remote, None if around is None else around.nearest())
 
     def word_of(self, ref: Ref) -> Optional[str]:
         """The last status that was seen of a remote run."""
@@ -214,9 +207,9 @@ class Registry:
         remote.server = self.server or remote.server
         return remote
 
-    def christen(self, run: BaseRun, ref: Ref) -> None:
-        """The id of a remote run is known: from now on that is its name."""
-        before, after = run.name, str(ref)
+    def christen(self, run: BaseRun, ref: Ref, before: Optional[str] = None) -> None:
+        """The id of a remote run is known: from now on that is its name, and no more what it was `before`."""
+        before, after = before or run.name, str(ref)
         self._live[after] = self._remotes[ref] = run  # first: it is to be found all the time
         run.name = after
         if before != after and self._live.get(before) is run:
