@@ -185,7 +185,7 @@ def test_what_waits_for_its_id_is_parked(world: Any, client: Any, server: FakeOp
     function, args, kwargs = create(client)
     pending = world.start(world.call, client, "scope", function, *args, **kwargs)
     server.wait_for_runs(lambda runs: len(runs) == 1)
-    receipt = world.run(client.runs.cancel, "scope", wait="sent", policy=PATIENT)
+    receipt = world.run(client.runs.cancel, "scope", wait="sent", policy=PATIENT.replace(grace=20.0))
     assert (receipt.outcome, receipt.children[0].outcome, sent(server)) == ("parked", "parked", [])
     pending.failure()
     until(lambda: truth(server).truth == "cancelled", "the one cancel that follows")
