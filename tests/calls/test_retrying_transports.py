@@ -181,6 +181,7 @@ def test_an_answer_that_came_before_another_one_is_interrupted(
         until(lambda: len(seen) == 3, "what comes before it stalls")
     else:
         pending = world.start(world.create, asking, "r", {"streamed_inside": how == "inside"}, model="stalls")
+        server.wait_for(lambda requests: len(requests) == 2)
         until(lambda: phases(asking, "r") == ["reading"], "its answer")
     receipt = world.run(asking.runs.cancel, "r", timeout=10)
     assert (receipt.outcome, receipt.calls[0].interrupted) == ("cancelled", "socket")

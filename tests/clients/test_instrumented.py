@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import gc
+import http.server
+import json
+import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any
@@ -244,4 +247,60 @@ def test_a_stream_that_a_subclass_wraps_into_its_own(world: Any, server: FakeOpe
     assert isinstance(pending.failure(), RunCancelledError)
     server.wait_for(lambda requests: requests[-1].state == "disconnected")
     assert client.runs.list() == []  # type: ignore[union-attr]
+    world.close(client)
+
+
+@pytest.fixture
+def at_once() -> Iterator[str]:
+    """The URL of a server that writes forty events at once, and then nothing more."""
+    over = threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            choice = {"index": 0, "delta": {"content": "x"}, "finish_reason": None}
+            event = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": [choice]}
+            self.rfile.read(int(self.headers["content-length"]))
+            self.send_response(200)
+            self.send_header("content-type", "text/event-stream")
+            self.end_headers()
+            self.wfile.write((b"data: " + json.dumps(event).encode() + b"\n\n") * 40)
+            over.wait(20)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        over.set()
+        server.shutdown()
+
+
+def test_a_stream_out_of_sight_gives_nothing_after_the_cancel(world: Any, at_once: str) -> None:
+    """I4: none of the events that were read with those before it, though only a generator has the stream."""
+    if world.is_async:
+
+        class Client(openai.AsyncOpenAI):
+            async def request(self, *args: Any, **kwargs: Any) -> Any:
+                stream = await super().request(*args, **kwargs)
+                return (event async for event in stream)
+    else:
+
+        class Client(openai.OpenAI):  # type: ignore[no-redef]
+            def request(self, *args: Any, **kwargs: Any) -> Any:
+                stream = super().request(*args, **kwargs)
+                return (event for event in stream)
+
+    client = Client(api_key="k", base_url=at_once)
+    client.runs = deadstop.attach(client)  # type: ignore[union-attr]
+    seen: list[Any] = []
+
+    def each(event: Any) -> None:
+        seen.append(event)
+        if len(seen) == 5:
+            client.runs.get("r").cancel_soon()  # type: ignore[union-attr]
+
+    pending = world.start(world.consume, client, "r", each)
+    assert isinstance(pending.failure(), RunCancelledError)
+    assert len(seen) == 5
     world.close(client)

@@ -244,7 +244,13 @@ class _Body:
             if chunk is None:
                 call.completed = True
                 return
-            yield chunk
+            if not call.shown or call.reader is not None:
+                yield chunk
+                continue
+            for line in chunk.splitlines(keepends=True):  # of a stream out of sight, which is fenced nowhere else
+                if call.cancelled:
+                    break
+                yield line
 
     def close(self) -> None:
         if self._call.thread == threading.get_ident() or not self._hung_up():

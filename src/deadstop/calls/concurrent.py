@@ -281,6 +281,7 @@ class _Body:
         self._closed = False
         self._busy = False
         self._chunks: Any = None
+        self._lines: Any = iter(())  # what is left of a chunk that is handed out by the line
         call.closer = self._close_soon
         call.hearer = self._hear
 
@@ -294,6 +295,10 @@ class _Body:
 
     async def __anext__(self) -> bytes:
         call = self._call
+        if call.shown and not call.cancelled:
+            line: Optional[bytes] = next(self._lines, None)
+            if line is not None:
+                return line
         self._busy = True
         call.phase = Phase.READING
         try:
@@ -328,6 +333,9 @@ class _Body:
         if chunk is None:
             call.completed = True
             raise StopAsyncIteration
+        if call.shown and call.reader is None and chunk:  # a stream out of sight, which is fenced nowhere else
+            self._lines = iter(chunk.splitlines(keepends=True))
+            return next(self._lines)  # type: ignore[no-any-return]
         return chunk
 
     async def _read(self, call: Call) -> Optional[bytes]:
