@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import openai
@@ -157,6 +159,33 @@ def test_a_stream_that_is_whole_takes_the_doubt_away(serve: Any) -> None:
     server = serve(Turns(HALF, EVENTS, HALF, EVENTS))
     assert tell(server, 4) == ["APIConnectionError", "Hello", "APIConnectionError", "Hello"]
     assert asked_streamed(server) == [True] * 4
+
+
+def test_streams_that_break_at_a_time_are_one_doubt(serve: Any) -> None:
+    """A gateway that is started anew ends all that it has under way: that is its one bad moment."""
+    together = threading.Barrier(3)
+    whole = Turns(*[EVENTS] * 2)
+
+    def talk(server: Server, connection: socket.socket, head: bytes, body: bytes) -> None:
+        if len(server.bodies) <= 3:
+            together.wait(20)
+            Turns(HALF)(server, connection, head, body)
+        else:
+            whole(server, connection, head, body)
+
+    server = serve(talk)
+    client = client_of(server)
+
+    def call(_: int) -> None:
+        with client.runs.open(), pytest.raises(openai.APIConnectionError):
+            client.chat.completions.create(**CHAT)
+
+    with ThreadPoolExecutor(3) as threads:
+        list(threads.map(call, range(3)))
+    with client.runs.open():
+        for _ in range(2):
+            assert client.chat.completions.create(**CHAT).choices[0].message.content == "Hello"
+    assert asked_streamed(server) == [True] * 5
 
 
 def test_an_outage_says_nothing_of_streams(serve: Any) -> None:

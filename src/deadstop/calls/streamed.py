@@ -20,7 +20,7 @@ from typing import Any, Callable, Optional
 from deadstop.calls.call import Call, Interruption
 from deadstop.calls.drain import Drain, in_thread
 from deadstop.calls.loops import Loop
-from deadstop.calls.reassemble import REFUSE, Plan, Refusal, Truncated, is_answer, is_error, plan, refusal
+from deadstop.calls.reassemble import REFUSE, Plan, Refusal, Truncated, is_answer, is_error, is_signed, plan, refusal
 from deadstop.calls.reassemble.sse import is_of_events
 from deadstop.calls.turns import Overdue
 from deadstop.core.model import Phase, Streamed
@@ -160,20 +160,9 @@ def _plan(call: Call, request: Any) -> Optional[Plan]:
     body = getattr(request, "_content", None)
     if not isinstance(body, bytes):  # a body that can be sent only once
         return None
-    if _is_signed(request.headers):  # another body would be refused
+    if is_signed(request.headers):  # another body would be refused
         return None
     return plan(request.method, request.url.path, request.headers.get("content-type", ""), body)
-
-
-_SEALS = ("digest", "content-md5", "content-sha256", "signature", "hmac")
-
-
-def _is_signed(headers: Any) -> bool:
-    """Whether a header vouches for the body (RFC 9421, RFC 9530, AWS SigV4, and what people sign with by hand)."""
-    scheme = headers.get("authorization", "").partition(" ")[0].lower()
-    if any(seal in scheme for seal in ("signature", "hmac")):  # not Digest: that one leaves the body out
-        return True
-    return any(seal in name.lower() for name in headers for seal in _SEALS)
 
 
 def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
@@ -194,7 +183,7 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
     if bare is not None and (not options or bare.body != planned.body):
         tries.append(bare)
     tries.append(None)
-    if call.memory.get(doubt, 0) >= DOUBTS:
+    if call.memory.get(doubt, _NONE)[0] >= DOUBTS:
         call.memory.pop(doubt, None)
         tries = [None]
     # A read timeout bounds the silence of a server that answers at once, at the end. Kept as it is, each event
@@ -243,7 +232,7 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
                         call.streamed = Streamed.REFUSED
                         call.memory[(key, "stream")] = False
                     elif not is_error(body):  # which says nothing of the answers that it will have
-                        call.memory[doubt] = call.memory.get(doubt, 0) + 1
+                        _note_doubt(call, doubt)
                     return _answer(response, body)
             return (yield from _assemble(call, response, one, begun, doubt))
     except Overdue:
@@ -251,6 +240,16 @@ def _flow(call: Call, request: Any, planned: Plan) -> _Flow:
     finally:
         call.answer_within = None
     raise AssertionError("the last try always returns")
+
+
+_NONE = (0, 0.0)
+
+
+def _note_doubt(call: Call, doubt: Any) -> None:
+    """An answer was none. Those that were asked for at a time, of which a gateway's bad moment breaks all, are one."""
+    count, at = call.memory.get(doubt, _NONE)
+    if call.attempt["started"] >= at:
+        call.memory[doubt] = (count + 1, time.monotonic())
 
 
 def _begin_another(call: Call) -> None:
@@ -299,7 +298,7 @@ def _assemble(call: Call, response: Any, planned: Plan, begun: list[bytes], doub
         assembled = assembler.finish()
     except Truncated as error:
         if complete or ended:  # the connection is not to blame
-            call.memory[doubt] = call.memory.get(doubt, 0) + 1
+            _note_doubt(call, doubt)
         raise _package(response).RemoteProtocolError(str(error)) from error
     call.memory.pop(doubt, None)
     answer = _answer(response, assembled.body, status=assembled.status, content_type="application/json")

@@ -10,7 +10,7 @@ Bytes in, bytes out: nothing here opens a socket, reads a clock or knows a trans
 from __future__ import annotations
 
 from deadstop.calls.reassemble.answer import Assembled, Assembler, Truncated, is_answer, is_error
-from deadstop.calls.reassemble.plan import Plan, plan
+from deadstop.calls.reassemble.plan import Plan, is_signed, plan
 from deadstop.calls.reassemble.refusals import REFUSE, Refusal, refusal
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Truncated",
     "is_answer",
     "is_error",
+    "is_signed",
     "plan",
     "refusal",
 ]

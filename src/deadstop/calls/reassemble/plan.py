@@ -64,6 +64,17 @@ def plan(method: str, path: str, content_type: str, body: bytes, *, stream_optio
     )
 
 
+_SEALS = ("digest", "content-md5", "content-sha256", "signature", "hmac")
+
+
+def is_signed(headers: Any) -> bool:
+    """Whether a header vouches for the body (RFC 9421, RFC 9530, AWS SigV4, and what people sign with by hand)."""
+    scheme = headers.get("authorization", "").partition(" ")[0].lower()
+    if any(seal in scheme for seal in ("signature", "hmac")):  # not Digest: that one leaves the body out
+        return True
+    return any(seal in name.lower() for name in headers for seal in _SEALS)
+
+
 def _kind(method: str, path: str) -> Optional[Kind]:
     path = path.partition("?")[0].rstrip("/")
     if method.upper() != "POST":
