@@ -1,4 +1,4 @@
-"""What we must know of httpcore's and httpcore2's connection pools, in one place.
+"""What is done with the connection pools of httpcore and httpcore2; what they hold is in `deadstop.calls.queued`.
 
 Two things can't be done through their public interface, and both are needed for a cancel to be exact:
 
