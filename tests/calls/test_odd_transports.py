@@ -161,3 +161,29 @@ def test_an_http_client_without_a_transport(world: Any, born: str) -> None:
     else:
         assert pending.result().id == "a"
     assert client.runs.list() == []
+
+
+def test_an_http_client_without_a_transport_is_not_asked_again(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """I13: after the cancel the SDK's retries end, also where a test has replaced the sleep before them."""
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    http = http_package(world)
+    said: list[Any] = []
+
+    def answer(request: Any) -> Any:
+        said.append(request)
+        client.runs.get("r").cancel_soon()
+        return http.Response(503, json={}, request=request)
+
+    class Client(http.Client):  # type: ignore[misc, name-defined]
+        def send(self, request: Any, **_: Any) -> Any:
+            return answer(request)
+
+    class AsyncClient(http.AsyncClient):  # type: ignore[misc, name-defined]
+        async def send(self, request: Any, **_: Any) -> Any:
+            return answer(request)
+
+    own = (AsyncClient if world.is_async else Client)()
+    own._transport, own._mounts = None, {}
+    client = world.client("http://127.0.0.1:1/v1", max_retries=2, http_client=own)
+    assert isinstance(world.start(world.create, client, "r").failure(), RunCancelledError)
+    assert len(said) == 1

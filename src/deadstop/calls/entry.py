@@ -117,6 +117,7 @@ def retry_pause(seconds: float) -> float:
         call.completed = False  # the answer that was read whole was a refusal: the call is not done
         if call.attempt:
             call.attempt.setdefault("ended", time.monotonic())
+        call.check()  # where no transport does: it must not send again
     if call is None or not isinstance(time.sleep, BuiltinFunctionType):  # somebody else's sleep: theirs to end
         return seconds
     if call.scope_waker is not None:
