@@ -205,10 +205,26 @@ def test_a_whole_message_after_its_deltas_is_said_once(finish: Any) -> None:
     assert choice == {"index": 0, "message": whole, "finish_reason": "stop"}
 
 
+@pytest.mark.parametrize("whole", ["Hello", "Hel", "", None])
+def test_a_message_after_its_deltas_that_has_it_otherwise_is_no_piece(whole: Any) -> None:
+    """A gateway strips the white space from the message that it closes with: the text is not said twice."""
+    function = {"name": "f", "arguments": "{}"}
+    last = {"role": "assistant", "content": whole, "function_call": dict(function)}
+    deltas: list[Any] = [
+        *({"delta": {"content": each}} for each in (" Hel", "lo", "\n")),
+        {"delta": {"function_call": dict(function)}},
+        {"delta": {}, "message": last, "finish_reason": "stop"},
+    ]
+    (choice,) = body(*({"choices": [{"index": 0, **each}]} for each in deltas))["choices"]
+    assert choice["message"] == {"role": "assistant", "content": " Hello\n", "function_call": function}
+
+
 def test_messages_in_place_of_deltas_are_added_up() -> None:
     """One that does not begin with what came before is a piece."""
     pieces = [{"choices": [{"index": 0, "message": {"content": each}}]} for each in ("Hel", "lo", "")]
     assert body(*pieces)["choices"][0]["message"]["content"] == "Hello"
+    opening = {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}
+    assert body(opening, *pieces)["choices"][0]["message"]["content"] == "Hello"
 
 
 @pytest.mark.parametrize(

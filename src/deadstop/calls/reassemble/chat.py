@@ -142,12 +142,16 @@ class _Choice:
         self._fields = Node()
         self._filter: Any = None
         self._quiet: dict[str, Any] = {}
+        self._by_delta = False
 
     def take(self, choice: dict[str, Any]) -> None:
         """Take what one chunk says of this choice; what is left of `choice` is the caller's no more."""
         delta = choice.pop("delta", None)
         message = choice.pop("message", None)
-        if not delta and isinstance(message, dict):
+        if delta:
+            if not self._by_delta:
+                self._by_delta = isinstance(delta, dict) and any(delta[key] for key in delta if key != "role")
+        elif isinstance(message, dict):
             delta = message
             self._start_over(message)
         if isinstance(delta, dict) and delta:
@@ -170,13 +174,20 @@ class _Choice:
             self._take_fields(choice)
 
     def _start_over(self, message: dict[str, Any]) -> None:
-        """Forget what `message` has all of: a message is the answer so far, not a piece of it, if it begins like it."""
-        for key, value in message.items():
+        """Forget what `message` has all of: a message is the answer so far, not a piece of it, if it begins like it.
+
+        Or if deltas have told it; should the message have it otherwise, as without the white space around it, a text
+        of theirs holds.
+        """
+        for key, value in list(message.items()):
             old = self._message.get(key)
-            if (isinstance(value, list) and value) or (isinstance(old, Text) and begins_like(value, old)):
+            whole = isinstance(value, list) or (isinstance(value, dict) and self._by_delta)
+            if (whole and value) or (isinstance(old, Text) and begins_like(value, old)):
                 self._message.pop(key, None)
                 if key == "tool_calls":
                     self._calls = None
+            elif self._by_delta and isinstance(old, Text):
+                del message[key]
 
     def _name(self, fragment: dict[str, Any]) -> None:
         known = self._message.get("function_call")
