@@ -103,9 +103,8 @@ class Adopted:
 
     def _closing(self, client: Any) -> list[Any]:
         home = self.registry.home()
-        if home is not None and home._client is not getattr(
-            client, "_client", None
-        ):  # a copy with an HTTP client of its own
+        theirs = getattr(client, "_client", None)
+        if home is not None and home._client is not theirs:  # a copy with an HTTP client of its own
             return [] if self._channel is None else [self._channel]
         self.registry.reconciler.close()
         if self.registry.keeper is not None:
