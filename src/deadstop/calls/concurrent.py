@@ -239,7 +239,8 @@ async def _send(
             if call.requeue and call.requeued(error):
                 pools = pools_of(transport)
                 continue
-            call.failed(error)
+            if call.tracker is not None or isinstance(error, Exception):
+                call.failed(error)
             if call.cancelled and isinstance(error, Exception):
                 raise Interruption(call) from None
             raise

@@ -212,10 +212,12 @@ def reclaim(pool: Any, call: Call) -> Optional[Callable[[], Any]]:
     Returns what remains to be closed as a function, or None. Call it on the pool's own thread or loop, after the
     call has left the transport.
     """
-    if pool_old.is_old(pool):
-        return pool_old.reclaiming(pool, call)
     lock = getattr(pool, "_optional_thread_lock", None)
-    if lock is None or connections_of(pool) is None:
+    if lock is None:
+        return pool_old.reclaiming(pool, call) if pool_old.is_old(pool) else None
+    if not getattr(pool, "_requests", None) and not getattr(pool, "_connections", None):
+        return None  # as nearly always for the only one; each step more keeps a freed task waiting
+    if connections_of(pool) is None:
         return None
     with lock:
         entries = requests_of(pool, call)

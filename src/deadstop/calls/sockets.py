@@ -154,9 +154,9 @@ class Owned:
 
     def closing(self) -> None:
         """The stream is about to be closed: its descriptor must not be touched any more."""
-        with self._lock:
-            self.closed = True
-            if self._strikers:
+        self.closed = True  # who shuts it down looks at that, after he is among the strikers
+        if self._strikers:
+            with self._lock:
                 self._let_them_end()
 
     @property
