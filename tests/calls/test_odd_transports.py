@@ -6,7 +6,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Callable
 
 import pytest
 from remote_runs import http_package
@@ -117,16 +117,9 @@ def test_the_descriptor_of_a_stand_in_is_shut_down() -> None:
         assert peer.recv(1) == b""
 
 
-@pytest.mark.parametrize("born", ["cancelled", "alive"])
-def test_an_http_client_without_a_transport(world: Any, born: str) -> None:
-    """One that answers by itself, as people's tests have it: in a cancelled scope its call gets our error, and ends."""
+def answering(world: Any, answer: Callable[[Any], Any]) -> Any:
+    """An HTTP client without a transport, which answers by itself."""
     http = http_package(world)
-    said: list[Any] = []
-
-    def answer(request: Any) -> Any:
-        said.append(request)
-        body = {"id": "a", "object": "chat.completion", "created": 1, "model": "m", "choices": []}
-        return http.Response(200, json=body, request=request)
 
     class Client(http.Client):  # type: ignore[misc, name-defined]
         def send(self, request: Any, **_: Any) -> Any:
@@ -138,6 +131,21 @@ def test_an_http_client_without_a_transport(world: Any, born: str) -> None:
 
     own = (AsyncClient if world.is_async else Client)()
     own._transport, own._mounts = None, {}
+    return own
+
+
+@pytest.mark.parametrize("born", ["cancelled", "alive"])
+def test_an_http_client_without_a_transport(world: Any, born: str) -> None:
+    """One that answers by itself, as people's tests have it: in a cancelled scope its call gets our error, and ends."""
+    http = http_package(world)
+    said: list[Any] = []
+
+    def answer(request: Any) -> Any:
+        said.append(request)
+        body = {"id": "a", "object": "chat.completion", "created": 1, "model": "m", "choices": []}
+        return http.Response(200, json=body, request=request)
+
+    own = answering(world, answer)
     client = world.client("http://127.0.0.1:1/v1", max_retries=0, http_client=own)
 
     def cancel_first() -> None:
@@ -174,16 +182,7 @@ def test_an_http_client_without_a_transport_is_not_asked_again(world: Any, monke
         client.runs.get("r").cancel_soon()
         return http.Response(503, json={}, request=request)
 
-    class Client(http.Client):  # type: ignore[misc, name-defined]
-        def send(self, request: Any, **_: Any) -> Any:
-            return answer(request)
-
-    class AsyncClient(http.AsyncClient):  # type: ignore[misc, name-defined]
-        async def send(self, request: Any, **_: Any) -> Any:
-            return answer(request)
-
-    own = (AsyncClient if world.is_async else Client)()
-    own._transport, own._mounts = None, {}
+    own = answering(world, answer)
     client = world.client("http://127.0.0.1:1/v1", max_retries=2, http_client=own)
     assert isinstance(world.start(world.create, client, "r").failure(), RunCancelledError)
     assert len(said) == 1

@@ -56,12 +56,19 @@ class Lines:
         sys.settrace(self._before)
 
     def _enter(self, frame: Any, _event: str, _arg: Any) -> Any:
-        name = frame.f_code.co_filename
-        ours = any(place in name for place in PLACES) and "testing" not in name and "tests" not in name
-        return self._line if ours else None
+        return self._line if self.looks_at(frame.f_code) else None
+
+    def looks_at(self, code: Any) -> bool:
+        """Whether its lines are among them."""
+        name = code.co_filename
+        return any(place in name for place in PLACES) and "testing" not in name and "tests" not in name
+
+    def does_something(self, _frame: Any) -> bool:
+        """Whether the line counts."""
+        return True
 
     def _line(self, frame: Any, event: str, _arg: Any) -> Any:
-        if event == "line":
+        if event == "line" and self.does_something(frame):
             self.count += 1
             if self.count == self._at:
                 self.fired_in = f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from test_adversary_points import nothing_left
+from test_adversary_points import NEVER, Lines, nothing_left
 from worlds import CHAT, until
 
 import deadstop
 from deadstop import Evidence
 from deadstop.testing import FakeOpenAI
 
-NEVER = 1 << 40
 WHERE = {
     "calls/blocking.py": ("_send", "_body", "__init__", "_exchange", "__iter__", "_close"),
     "calls/call.py": ("__init__", "headers_read", "begin_exchange", "leave"),
@@ -40,34 +39,22 @@ def server() -> Iterator[FakeOpenAI]:
         yield one
 
 
-class CtrlC:
+class CtrlC(Lines):
     """A KeyboardInterrupt at the n-th line of what is in `WHERE`, in this thread."""
 
     def __init__(self, at: int) -> None:
-        self.count, self._at, self.line = 0, at, ""
+        super().__init__(at, self._interrupt)
 
-    def __enter__(self) -> CtrlC:
-        self._before = sys.gettrace()
-        sys.settrace(self._enter)
-        return self
+    def _interrupt(self) -> None:
+        raise KeyboardInterrupt
 
-    def __exit__(self, *_: object) -> None:
-        sys.settrace(self._before)
+    def looks_at(self, code: Any) -> bool:
+        folder, name = os.path.split(code.co_filename)
+        return "deadstop" in folder and code.co_name in WHERE.get(f"{os.path.basename(folder)}/{name}", ())
 
-    def _enter(self, frame: Any, _event: str, _arg: Any) -> Any:
-        folder, name = os.path.split(frame.f_code.co_filename)
-        place = f"{os.path.basename(folder)}/{name}"
-        return self._line if "deadstop" in folder and frame.f_code.co_name in WHERE.get(place, ()) else None
-
-    def _line(self, frame: Any, event: str, _arg: Any) -> Any:
+    def does_something(self, frame: Any) -> bool:
         text = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        if event == "line" and text not in ("try:", "finally:"):  # where nothing is done nothing is interrupted
-            self.count += 1
-            if self.count == self._at:
-                self.line = f"{frame.f_code.co_filename}:{frame.f_lineno}: {text}"
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return self._line
+        return text not in ("try:", "finally:")
 
 
 @pytest.mark.skipif(sys.gettrace() is not None, reason="somebody else is tracing")
@@ -103,11 +90,11 @@ def test_ctrl_c_at_any_line_of_a_call(server: FakeOpenAI, shape: str) -> None:
             except KeyboardInterrupt:
                 pass
             else:
-                assert not interrupted.line, f"it was swallowed at {interrupted.line}"
+                assert not interrupted.fired_in, f"it was swallowed at {interrupted.fired_in}"
         for run in client.runs.list():  # one that the server has goes on there
             if run.remote is not None and run.remote.ref is not None and not run.calls:
                 client.runs._registry.observe(run.remote.ref, "succeeded", Evidence.STATUS)
-        until(lambda: nothing_left(client), f"the end, after Ctrl-C at {interrupted.line}")
+        until(lambda: nothing_left(client), f"the end, after Ctrl-C at {interrupted.fired_in}")
         if at % 10 == 0:
             call()
     client.close()
@@ -131,6 +118,6 @@ def test_ctrl_c_as_a_cancelled_scope_is_left(server: FakeOpenAI) -> None:
     assert last > 5
     for at in range(1, last + 1):
         interrupted = scope(at)
-        assert client.chat.completions.create(**CHAT).choices, interrupted.line
-        assert client.runs.list() == [], interrupted.line
+        assert client.chat.completions.create(**CHAT).choices, interrupted.fired_in
+        assert client.runs.list() == [], interrupted.fired_in
     client.close()

@@ -7,6 +7,8 @@ import time
 from types import SimpleNamespace
 from typing import Any
 
+import anyio
+import anyio.to_thread
 import pytest
 from remote_runs import begin, http_client, http_package
 from worlds import PATIENCE, Threads, until
@@ -77,26 +79,30 @@ def test_on_timeout_return(world: Any) -> None:
 
 def test_a_clock_that_stands_still_does_not_unbind_the_wait(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in people's tests: `freezegun` stops `time.monotonic`, and the cancel is bounded all the same (I1)."""
-    if world.is_async:
-        pytest.skip("a loop whose clock stands still waits for ever")
-    entered, release = threading.Event(), threading.Event()
+    http, entered, release = http_package(world), threading.Event(), threading.Event()
 
-    def handler(request: Any) -> Any:
+    def block(request: Any) -> Any:
         entered.set()
         release.wait(20)
-        return http_package(world).Response(500)
+        return http.Response(500)
 
-    transport = http_package(world).MockTransport(handler)
+    async def block_task(request: Any) -> Any:
+        with anyio.CancelScope(shield=True):
+            return await anyio.to_thread.run_sync(block, request)
+
+    transport = http.MockTransport(block_task if world.is_async else block)
     client = world.client("http://fake.test/v1", max_retries=0, http_client=http_client(world, transport=transport))
     pending = world.start(world.create, client, "r")
     assert entered.wait(10)
     now = time.monotonic()
-    for module in ("deadstop.runs.waiting", "deadstop.runs.blocking", "deadstop.runs.run"):
-        monkeypatch.setattr(f"{module}.time", SimpleNamespace(monotonic=lambda: now))
+    for module in ("waiting", "run", "concurrent" if world.is_async else "blocking"):
+        monkeypatch.setattr(f"deadstop.runs.{module}.time", SimpleNamespace(monotonic=lambda: now))
     policy = CancelPolicy(timeout=0.3, grace=0.1, on_timeout="return")
     cancel = world.start(client.runs.cancel, "r", policy=policy)
-    assert cancel.result().outcome == "unconfirmed"
-    release.set()
+    try:
+        assert cancel.result().outcome == "unconfirmed"
+    finally:
+        release.set()
     pending.failure()
     world.close(client)
 
